@@ -1,0 +1,182 @@
+"""What families share: the frame of a decoder, the usual checks, the checkpoint's formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from moeplan.families.quantization import read_checkpoint
+from moeplan.families.reader import Config
+from moeplan.model.attention import Attention
+from moeplan.model.basic import Embedding, Head, Norm, Residual
+from moeplan.model.ffn import DenseFFN, MoE
+from moeplan.model.ops import Block
+from moeplan.model.spec import Group, ModelSpec, Role
+from moeplan.quantity import Quantity
+
+__all__ = [
+    "attention",
+    "decoder",
+    "layer_groups",
+    "pre_norm",
+    "routed_by",
+    "selection",
+]
+
+
+def attention(c: Config, hidden: Quantity, **how: Any) -> Attention:
+    """Grouped-query attention from the usual keys, with their consistency checked."""
+    heads = c.int("num_attention_heads", symbol="H")
+    kv_heads = c.int("num_key_value_heads", default=heads, symbol="G")
+    if heads.value % kv_heads.value:
+        raise c.fail(
+            "num_key_value_heads",
+            f"is {kv_heads.value}: it must divide num_attention_heads ({heads.value})",
+        )
+    if "head_dim" in c:
+        width = c.int("head_dim", symbol="dh")
+    else:
+        c.ignore("head_dim")
+        if hidden.value % heads.value:
+            raise c.fail(
+                "num_attention_heads",
+                f"is {heads.value}: it must divide hidden_size ({hidden.value}) "
+                "where head_dim is absent",
+            )
+        width = (hidden // heads).named("dh")
+    return Attention(D=hidden, H=heads, G=kv_heads, dh=width, dv=width, **how)
+
+
+def selection(c: Config, experts: Quantity, *keys: str, **how: Any) -> Quantity:
+    """Top-k, at most the number of experts."""
+    k = c.int(*keys, symbol="k", **how)
+    if k.value > experts.value:
+        raise c.fail(keys[0], f"is {k.value}: it must be at most the {experts.value} experts")
+    return k
+
+
+def routed_by(c: Config, experts: Quantity, k: Quantity) -> dict[str, int]:
+    """n_group and topk_group of group-limited routing, checked against E and k."""
+    groups = c.optional("n_group")
+    limit = c.optional("topk_group")
+    if groups is None or groups.value == 1:
+        return {"groups": 1, "group_limit": 1}
+    if experts.value % groups.value:
+        raise c.fail("n_group", f"is {groups.value}: it must divide the {experts.value} experts")
+    if limit is None:
+        raise c.fail("topk_group", "is missing although n_group is set")
+    if limit.value > groups.value:
+        raise c.fail("topk_group", f"is {limit.value}: it must be at most n_group ({groups.value})")
+    if k.value > limit.value * (experts.value // groups.value):
+        raise c.fail("topk_group", f"is {limit.value}: its groups hold fewer than {k.value} experts")
+    return {"groups": int(groups.value), "group_limit": int(limit.value)}
+
+
+def pre_norm(
+    hidden: Quantity,
+    mixer: Block,
+    ffn: Block,
+    names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
+    *,
+    bias: bool = False,
+) -> tuple[Block, ...]:
+    """A layer in the usual order: norm, mixer, residual, norm, feed-forward, residual."""
+    part = "routed_experts" if isinstance(ffn, MoE) else "dense_ffn"
+    return (
+        Norm(hidden, names[0], bias=bias),
+        mixer,
+        Residual(hidden, "attention"),
+        Norm(hidden, names[1], bias=bias),
+        ffn,
+        Residual(hidden, part),
+    )
+
+
+def layer_groups(
+    kinds: Sequence[tuple[str, ...]],
+    build: Callable[[tuple[str, ...]], tuple[Block, ...]],
+    *,
+    prefix: str = "model.layers.{i}.",
+    role: Role = "model",
+    count: Quantity | None = None,
+    first: int = 0,
+) -> list[Group]:
+    """Gather equal layers: `kinds` holds a key per layer, `build` makes the blocks of a key.
+
+    `count` (the number of layers with its origin) is used where all layers are equal.
+    """
+    places: dict[tuple[str, ...], list[int]] = {}
+    for index, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(index + first)
+    single = len(places) == 1
+    return [
+        Group(
+            name=" + ".join(kind),
+            blocks=build(kind),
+            count=count if single and count is not None else len(indices),
+            indices=tuple(indices),
+            prefix=prefix,
+            role=role,
+        )
+        for kind, indices in places.items()
+    ]
+
+
+def decoder(
+    c: Config,
+    hidden: Quantity,
+    groups: Iterable[Group],
+    *,
+    name: str,
+    tied_default: bool | None = False,
+    head_bias: bool = False,
+    norm_bias: bool = False,
+    embed: str = "model.embed_tokens.weight",
+    norm: str = "model.norm",
+    head: str = "lm_head",
+    mtp: Iterable[Group] = (),
+    wrapper: Config | None = None,
+    not_counted: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> ModelSpec:
+    """Close a decoder-only model: embedding, the layers, final norm, head, formats, unread keys.
+
+    `wrapper` is the outer config of a multimodal model, whose text part `c` is.
+    """
+    outer = wrapper or c
+    vocabulary = c.int("vocab_size", symbol="V")
+    tied = _tied(c, outer, tied_default)
+    context = c.optional(
+        "max_position_embeddings", "max_sequence_length", "max_seq_len", symbol="max_context"
+    )
+    checkpoint = read_checkpoint(outer, c)
+    spec_groups = (
+        Group("embedding", (Embedding(vocabulary, hidden, embed),)),
+        *groups,
+        Group("final norm", (Norm(hidden, norm, bias=norm_bias),)),
+        Group("head", (Head(vocabulary, hidden, embed if tied else None, head_bias, head),)),
+        *mtp,
+    )
+    unread = outer.finish()
+    return ModelSpec(
+        name=name,
+        family=str(c.data.get("model_type", name)),
+        groups=spec_groups,
+        checkpoint=checkpoint,
+        max_context=context,
+        source=outer.path,
+        not_counted=not_counted,
+        unread=unread,
+        notes=(*notes, *outer.notes),
+    )
+
+
+def _tied(c: Config, outer: Config, default: bool | None) -> bool:
+    """Whether the head shares the embedding; a wrapper and its text part must agree."""
+    if outer is not c and "tie_word_embeddings" in outer and "tie_word_embeddings" not in c:
+        return outer.flag("tie_word_embeddings")
+    if outer is not c:
+        outer.ignore("tie_word_embeddings")
+    if default is None:
+        return c.flag("tie_word_embeddings")
+    return c.flag("tie_word_embeddings", default=default)

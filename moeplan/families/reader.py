@@ -1,0 +1,217 @@
+"""Reading a `config.json` at the door: nothing unread, nothing guessed.
+
+A family takes each key through a `Config`, which remembers what was read and where, checks it, and
+returns a `Quantity` that carries its key. `Config.finish` then looks at the keys nobody read:
+those that bear on the architecture are an error, the rest are reported unless known to be
+irrelevant to what moeplan counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from moeplan.errors import UserError, near_miss
+from moeplan.quantity import Quantity, Source
+
+__all__ = ["Config"]
+
+_MISSING = object()
+
+# Keys about training, generation, tokens and book-keeping: they change no count and no shape.
+_IRRELEVANT = re.compile(
+    r"""^(_.*|architectures|auto_map|.*dropout.*|.*_pdrop|layerdrop|.*_layerdrop|.*token_(id|index|ids)
+    |transformers_version|torch_dtype|dtype|initializer_.*|init_.*|use_cache|cache_implementation
+    |output_(router_logits|attentions|hidden_states)|return_dict.*|problem_type|id2label|label2id
+    |.*aux_loss.*|.*jitter.*|.*_loss_(coef|weight|lambda)|z_loss.*|router_z.*|seq_aux|aux_loss_alpha
+    |rms_norm_eps|layer_norm_eps(ilon)?|layernorm_eps(ilon)?|norm_eps|norm_epsilon|hc_eps
+    |rope_.*|.*rope_theta|.*rope_parameters|.*rotary.*|max_position_embeddings
+    |original_max_position_embeddings|initial_context_length|max_seq_(len|length)
+    |max_sequence_length|max_window_layers|pretraining_tp|ep_size|chunk_size_feed_forward
+    |attn_implementation|_attn_implementation|gradient_checkpointing|use_.*_kernels?|use_flash.*
+    |scale_embedding|.*_multiplier|logits_scaling|.*softcap.*|mscale.*|task_specific_params
+    |name_or_path|license|tags|temperature|top_p|do_sample|bad_words.*|is_decoder|prefix
+    |finetuning_task|pruned_heads|tie_encoder_decoder|torchscript|moe_capacity.*|.*capacity.*
+    |.*token_dropping|moe_drop_tokens|clip_qkv|.*swiglu_limit|quantization|rescale_.*|n_ctx
+    |tokenizer_class|unk_token|sep_token|model_max_length|for_causal_lm|embd_pdrop)$""",
+    re.VERBOSE,
+)
+# Keys that name the shape of a model; unread and set, they may hide parameters.
+_BEARING = re.compile(
+    r"expert|moe|router|rout|top_?k|mixture|sparse|shared|n_group|nextn|mtp|lora|latent|indexer|"
+    r"index_|num_.*(head|layer|hidden)|_dim$|_size$|ffn|intermediate|layer_types|mamba|ssm|conv|"
+    r"linear_|sliding|window|attn_layer|dense|tie_word|bias|gate|qk_norm|sink|altup|laurel|mlp"
+)
+
+
+class Config:
+    """A mapping of keys with a name for messages; `path` tells the user which file."""
+
+    def __init__(
+        self, data: Mapping[str, Any], path: str, *, prefix: str = "", origin: str = "config"
+    ) -> None:
+        if not isinstance(data, Mapping):
+            raise UserError(f"{path}: expected an object of keys, found {type(data).__name__}")
+        self.data = data
+        self.path = path
+        self.prefix = prefix
+        self.origin = origin
+        self.read: set[str] = set()
+        self.notes: list[str] = []
+        self._children: list[Config] = []
+
+    # ------------------------------------------------------------------ errors
+    def where(self, key: str) -> str:
+        """File and key as the user sees them."""
+        return f"{self.path}: {self.prefix}{key}"
+
+    def fail(self, key: str, problem: str) -> UserError:
+        """An error about a key (to be raised by the caller)."""
+        return UserError(f"{self.where(key)} {problem}")
+
+    def _missing(self, keys: Sequence[str]) -> UserError:
+        unread = [k for k in self.data if k not in self.read]
+        hint = next((h for h in (near_miss(k, unread) for k in keys) if h), "")
+        names = " or ".join(keys)
+        return UserError(f"{self.path}: key {self.prefix}{names} is missing{hint}")
+
+    # ------------------------------------------------------------------ access
+    def __contains__(self, key: str) -> bool:
+        return self.data.get(key) is not None
+
+    def raw(self, *keys: str, default: Any = _MISSING) -> tuple[str, Any]:
+        """The first of `keys` that is present and not null; all given must agree."""
+        found = [(k, self.data[k]) for k in keys if self.data.get(k) is not None]
+        self.read.update(k for k in keys if k in self.data)
+        if not found:
+            if default is _MISSING:
+                raise self._missing(keys)
+            return keys[0], default
+        key, value = found[0]
+        for other, second in found[1:]:
+            if second != value:
+                raise self.fail(key, f"is {value!r} but {other} is {second!r}: they must agree")
+        return key, value
+
+    def int(
+        self,
+        *keys: str,
+        default: Any = _MISSING,
+        symbol: str = "",
+        least: int = 1,
+        most: int | None = None,
+    ) -> Quantity:
+        """A whole number; a default is recorded as an assumption (the family's own default)."""
+        key, value = self.raw(*keys, default=default)
+        given = key in self
+        if isinstance(value, Quantity):
+            return value.named(symbol or value.symbol)
+        if isinstance(value, bool) or not isinstance(value, int):
+            if not (isinstance(value, float) and value.is_integer()):
+                raise self.fail(key, f"is {value!r}: a whole number is needed")
+            value = int(value)
+        if value < least or (most is not None and value > most):
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise self.fail(key, f"is {value}: it must be {bound}")
+        return self._quantity(key, value, symbol, given)
+
+    def optional(self, *keys: str, symbol: str = "", least: int = 1) -> Quantity | None:
+        """A whole number, or None where the key is absent, null or zero."""
+        key, value = self.raw(*keys, default=None)
+        if value is None or value is False or value == 0:
+            return None
+        return self.int(key, symbol=symbol, least=least)
+
+    def number(self, *keys: str, default: Any = _MISSING) -> float:
+        """A real number."""
+        key, value = self.raw(*keys, default=default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.fail(key, f"is {value!r}: a number is needed")
+        return float(value)
+
+    def flag(self, *keys: str, default: Any = _MISSING) -> bool:
+        """true or false."""
+        key, value = self.raw(*keys, default=default)
+        if not isinstance(value, bool):
+            raise self.fail(key, f"is {value!r}: true or false is needed")
+        return value
+
+    def choice(self, *keys: str, allowed: Iterable[str], default: Any = _MISSING) -> str:
+        """One of a few words."""
+        key, value = self.raw(*keys, default=default)
+        allowed = list(allowed)
+        if value not in allowed:
+            names = ", ".join(repr(a) for a in allowed)
+            raise self.fail(key, f"is {value!r}: allowed are {names}{near_miss(str(value), allowed)}")
+        return str(value)
+
+    def list(self, *keys: str, length: int | None = None, default: Any = _MISSING) -> Any:
+        """A list, of a given length where one is demanded."""
+        key, value = self.raw(*keys, default=default)
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)):
+            raise self.fail(key, f"is {value!r}: a list is needed")
+        if length is not None and len(value) != length:
+            raise self.fail(key, f"has {len(value)} entries: {length} are needed, one a layer")
+        return list(value)
+
+    def sub(self, key: str, *, required: bool = True) -> Config | None:
+        """A nested object, read with the same care."""
+        value = self.data.get(key)
+        self.read.add(key)
+        if value is None:
+            if required:
+                raise self._missing([key])
+            return None
+        child = Config(value, self.path, prefix=f"{self.prefix}{key}.", origin=self.origin)
+        self._children.append(child)
+        return child
+
+    def expect(self, key: str, allowed: Sequence[Any], why: str) -> None:
+        """Refuse a value of an optional key that this family's rows do not describe."""
+        self.read.add(key)
+        value = self.data.get(key)
+        if value is not None and value not in allowed:
+            names = ", ".join(repr(a) for a in allowed)
+            raise self.fail(key, f"is {value!r}: {why}; understood is {names}")
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that a family knows and that change nothing counted."""
+        self.read.update(keys)
+
+    def note(self, text: str) -> None:
+        """An assumption in words."""
+        self.notes.append(text)
+
+    def _quantity(self, key: str, value: Any, symbol: str, given: bool) -> Quantity:
+        if given:
+            source = Source("config", f"{self.prefix}{key}")
+            if self.origin != "config":
+                source = Source("config", f"{self.prefix}{key} ({self.origin})")
+        else:
+            source = Source("assumed", f"{self.prefix}{key} is absent: the family's default")
+        return Quantity.given(value, symbol=symbol or key, source=source)
+
+    # ------------------------------------------------------------------ the end
+    def finish(self) -> tuple[str, ...]:
+        """Refuse unread keys that bear on the model; return the others that are not known."""
+        unread: list[str] = []
+        for key, value in self.data.items():
+            if key in self.read or _IRRELEVANT.match(key):
+                continue
+            inert = value is None or value is False or value == 0 or value in ([], {}, "")
+            if _BEARING.search(key) and not inert:
+                hint = near_miss(key, self.read - set(self.data))
+                raise self.fail(key, f"is {_short(value)}: this family does not read it{hint}")
+            unread.append(self.prefix + key)
+        for child in self._children:
+            unread += child.finish()
+            self.notes += child.notes
+        return tuple(unread)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

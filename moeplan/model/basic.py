@@ -1,0 +1,113 @@
+"""Blocks that every transformer has: embedding, norm, residual addition, output head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeplan.model.ops import Block, Component, Kept, Op, Weight, linear, pointwise
+from moeplan.model.workload import Workload
+from moeplan.quantity import Number
+
+__all__ = ["Embedding", "Head", "Norm", "Projection", "Residual"]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Block):
+    """A look-up table of V rows of D (tokens, or learned positions)."""
+
+    V: Number
+    D: Number
+    name: str = "model.embed_tokens.weight"
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The table."""
+        return (Weight(self.name, ("V", "D"), "embedding", matmul=False, shard="vocab"),)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """One row read and written per token; no FLOPs."""
+        return (Op("embed", "gather", "embedding", read="T*D", write="T*D", shard="vocab"),)
+
+
+@dataclass(frozen=True, eq=False)
+class Norm(Block):
+    """RMSNorm (scale) or LayerNorm (scale, and shift where `bias`), or one without weights."""
+
+    D: Number
+    name: str = "input_layernorm"
+    bias: bool = False
+    scale: bool = True
+
+    def weights(self) -> tuple[Weight, ...]:
+        """Scale and shift vectors."""
+        suffixes = ([".weight"] if self.scale else []) + ([".bias"] if self.bias else [])
+        return tuple(Weight(self.name + s, ("D",), "norms", matmul=False) for s in suffixes)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """Reads and writes the hidden state; its input is kept for the backward pass."""
+        op = self.name.rsplit(".", 1)[-1]
+        kept = (Kept(f"{op}_input", "T*D"),)
+        return (pointwise(op, "norms", "T*D", "T*D", weights=self.weights(), kept=kept),)
+
+
+@dataclass(frozen=True, eq=False)
+class Residual(Block):
+    """The addition of a branch to the residual stream."""
+
+    D: Number
+    component: Component = "attention"
+
+    def weights(self) -> tuple[Weight, ...]:
+        """None."""
+        return ()
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """Two reads and one write of the hidden state."""
+        return (pointwise("residual", self.component, "2*T*D", "T*D"),)
+
+
+@dataclass(frozen=True, eq=False)
+class Projection(Block):
+    """A plain linear map from I to O features per token (the MTP module's input projection)."""
+
+    I: Number  # noqa: E741 - the field's usual letter for an input width
+    O: Number  # noqa: E741
+    name: str = "eh_proj"
+    component: Component = "attention"
+    bias: bool = False
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The matrix [O, I] and its bias."""
+        weight = Weight(f"{self.name}.weight", ("O", "I"), self.component, shard="column")
+        bias = Weight(f"{self.name}.bias", ("O",), self.component, matmul=False)
+        return (weight, bias) if self.bias else (weight,)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """One matmul."""
+        weight, *bias = self.weights()
+        kept = (Kept(f"{self.name}_input", "T*I"),)
+        return (linear(self.name, weight, bias=bias[0] if bias else None, kept=kept),)
+
+
+@dataclass(frozen=True, eq=False)
+class Head(Block):
+    """The projection to V logits; `tied` names the embedding whose tensor it shares."""
+
+    V: Number
+    D: Number
+    tied: str | None = None
+    bias: bool = False
+    name: str = "lm_head"
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The matrix [V, D] (none of its own where tied) and its bias."""
+        weight = Weight(
+            f"{self.name}.weight", ("V", "D"), "head", tied=self.tied, shard="column"
+        )
+        bias = Weight(f"{self.name}.bias", ("V",), "head", matmul=False, shard="column")
+        return (weight, bias) if self.bias else (weight,)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """Logits of every position of the pass; training keeps them in fp32 for the loss."""
+        weight, *bias = self.weights()
+        kept = (Kept("head_input", "T*D"), Kept("logits", "T*V", bits=32))
+        return (linear("lm_head", weight, bias=bias[0] if bias else None, kept=kept),)
