@@ -66,12 +66,25 @@ def _maximum(*xs: Number) -> Number:
     return max(xs)
 
 
+def _per(a: Number, b: Number) -> Number:
+    """a / b, kept a whole number where it is one."""
+    if isinstance(a, int) and isinstance(b, int) and b and a % b == 0:
+        return a // b
+    return a / b
+
+
+def _half(x: Number) -> Number:
+    return _per(x, 2)
+
+
 _FUNCTIONS: dict[str, Any] = {
     "__builtins__": {},
     "ceil": _ceil,
     "ceil_div": _ceil_div,
+    "half": _half,
     "max": _maximum,
     "min": _minimum,
+    "per": _per,
 }
 
 

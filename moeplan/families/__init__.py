@@ -16,10 +16,17 @@ Family: TypeAlias = Callable[[Config], ModelSpec]
 
 # model_type -> "module.function"; a module is imported when one of its models is read
 FAMILIES: dict[str, str] = {
+    "deepseek": "deepseek.deepseek",
+    "deepseek_v2": "deepseek.deepseek_v2",
+    "deepseek_v3": "deepseek.deepseek_v3",
+    "glm4_moe": "glm.glm4_moe",
+    "grok-1": "grok.grok_1",
+    "kimi_k2": "deepseek.deepseek_v3",
     "llama": "dense.llama",
     "mistral": "dense.mistral",
     "mixtral": "mixtral.mixtral",
     "qwen3": "dense.qwen3",
+    "switch_transformers": "switch.switch_transformers",
 }
 
 

@@ -131,6 +131,7 @@ def decoder(
     tied_default: bool | None = False,
     head_bias: bool = False,
     norm_bias: bool = False,
+    norm_suffix: str = ".weight",
     embed: str = "model.embed_tokens.weight",
     norm: str = "model.norm",
     head: str = "lm_head",
@@ -153,7 +154,7 @@ def decoder(
     spec_groups = (
         Group("embedding", (Embedding(vocabulary, hidden, embed),)),
         *groups,
-        Group("final norm", (Norm(hidden, norm, bias=norm_bias),)),
+        Group("final norm", (Norm(hidden, norm, bias=norm_bias, suffix=norm_suffix),)),
         Group("head", (Head(vocabulary, hidden, embed if tied else None, head_bias, head),)),
         *mtp,
     )

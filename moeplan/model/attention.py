@@ -37,17 +37,17 @@ def visible_pairs(work: Workload, *, window: str = "", chunk: str = "", keys: st
         return _until(f"{keys}", window) + f" - ({_until(f'({keys}-S)', window)})"
     if chunk:
         return _chunked(f"{keys}", chunk) + f" - ({_chunked(f'({keys}-S)', chunk)})"
-    return f"S*{keys} - S**2/2"
+    return f"S*{keys} - half(S**2)"
 
 
 def _until(x: str, window: str) -> str:
     """Pairs of the first x positions, each seeing at most `window` keys."""
-    return f"{x}*min({x}, {window}) - min({x}, {window})**2/2"
+    return f"{x}*min({x}, {window}) - half(min({x}, {window})**2)"
 
 
 def _chunked(x: str, chunk: str) -> str:
     """Pairs of the first x positions, each seeing the earlier keys of its own chunk."""
-    return f"({x}//{chunk})*{chunk}**2/2 + ({x}%{chunk})**2/2"
+    return f"half(({x}//{chunk})*{chunk}**2 + ({x}%{chunk})**2)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,13 @@ class Attention(Block):
 
     D hidden, H query heads, G key-value heads, dh and dv head dimensions, W window or chunk.
     scope: "full", "window" (each query sees the last W keys) or "chunk" (its own chunk of W).
-    qk_norm: "head" (one vector of dh for all heads), "full" (one over all heads) or "none".
+    qk_norm: "head" (one vector of dh for all heads), "full" (one over all heads), "unit" (to
+    length one, without weights) or "none".
     gate: the query projection also yields an output gate of the same width (Qwen3-Next).
     sinks: one learned logit per head (gpt-oss). position_bias: rows of a relative position table
     (T5), held by the first layer only. cross: keys come from the encoder's X tokens.
+    rope: queries and keys are rotated by their position. dr: rotated dimensions of a head, where
+    not all are.
     fused: name of one tensor that holds q, k and v stacked (DBRX), else "".
     shares_kv: the layer reads another layer's keys and values and has none of its own.
     """
@@ -75,10 +78,12 @@ class Attention(Block):
     cross: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
-    qk_norm: Literal["none", "head", "full", "bias"] = "none"
+    qk_norm: Literal["none", "head", "full", "bias", "unit"] = "none"
     gate: bool = False
     sinks: bool = False
     position_buckets: Number | None = None
+    rope: bool = True
+    dr: Number | None = None
     shares_kv: bool = False
     prefix: str = "self_attn."
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -125,15 +130,18 @@ class Attention(Block):
             for op, name, width in rows
         ]
 
-    def _norms(self) -> list[tuple[str, Weight, str]]:
-        """(row name, weight, elements normalised) of query and key normalisation."""
+    def _norms(self) -> list[tuple[str, tuple[Weight, ...], str]]:
+        """(row name, weights, elements normalised) of query and key normalisation."""
         if self.qk_norm == "none":
             return []
-        widths = {"head": ("dh", "dh"), "full": ("H*dh", "G*dh")}[self.qk_norm]
+        widths = {"head": ("dh", "dh"), "full": ("H*dh", "G*dh"), "unit": ("", "")}[self.qk_norm]
         rows = [("q_norm", self.norm_names[0], widths[0], "T*H*dh")]
         if not self.shares_kv:
             rows.append(("k_norm", self.norm_names[1], widths[1], "N*G*dh"))
-        return [(op, self._weight(name, width, matmul=False), n) for op, name, width, n in rows]
+        return [
+            (op, (self._weight(name, width, matmul=False),) if width else (), n)
+            for op, name, width, n in rows
+        ]
 
     def _extras(self) -> list[Weight]:
         """Sinks and relative position tables: learned, used inside the attention row."""
@@ -156,7 +164,7 @@ class Attention(Block):
         out: list[Weight] = []
         for _, weight, bias in self._projections():
             out += [weight] if bias is None else [weight, bias]
-        out += [weight for _, weight, _ in self._norms()]
+        out += [weight for _, weights, _ in self._norms() for weight in weights]
         out += self._extras()
         out += [w for w in self._output() if w is not None]
         return tuple(out)
@@ -169,13 +177,12 @@ class Attention(Block):
             # the input is one tensor for the three projections: kept once, by the first
             kept = (Kept("attn_input", "T*D", drop="norm"),) if not rows else ()
             rows.append(linear(op, weight, bias=bias, rows=tokens, kept=kept))
-        for op, weight, elements in self._norms():
+        for op, weights, elements in self._norms():
             kept = (Kept(f"{op}_input", elements, drop="norm"),)
-            rows.append(
-                pointwise(op, "norms", elements, elements, weights=(weight,), kept=kept)
-            )
-        if not self.cross and self.position_buckets is None:
-            moved = "T*H*dh" if self.shares_kv else "T*H*dh + N*G*dh"
+            rows.append(pointwise(op, "norms", elements, elements, weights=weights, kept=kept))
+        if self.rope and not self.cross and self.position_buckets is None:
+            turned = "dh" if self.dr is None else "dr"
+            moved = f"T*H*{turned}" + ("" if self.shares_kv else f" + N*G*{turned}")
             rows.append(pointwise("rope", "attention", moved, moved, shard="heads"))
         rows.append(self._attend())
         if self.gate:

@@ -13,15 +13,22 @@ __all__ = ["Embedding", "Head", "Norm", "Projection", "Residual"]
 
 @dataclass(frozen=True, eq=False)
 class Embedding(Block):
-    """A look-up table of V rows of D (tokens, or learned positions)."""
+    """A look-up table of V rows of D (tokens, or learned positions).
+
+    `tied` names the table elsewhere in the model that this one is (an MTP module's).
+    """
 
     V: Number
     D: Number
     name: str = "model.embed_tokens.weight"
+    tied: str | None = None
 
     def weights(self) -> tuple[Weight, ...]:
         """The table."""
-        return (Weight(self.name, ("V", "D"), "embedding", matmul=False, shard="vocab"),)
+        table = ("V", "D")
+        return (
+            Weight(self.name, table, "embedding", matmul=False, tied=self.tied, shard="vocab"),
+        )
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """One row read and written per token; no FLOPs."""
@@ -30,16 +37,20 @@ class Embedding(Block):
 
 @dataclass(frozen=True, eq=False)
 class Norm(Block):
-    """RMSNorm (scale) or LayerNorm (scale, and shift where `bias`), or one without weights."""
+    """RMSNorm (scale) or LayerNorm (scale, and shift where `bias`), or one without weights.
+
+    suffix: what the checkpoint calls the scale.
+    """
 
     D: Number
     name: str = "input_layernorm"
     bias: bool = False
     scale: bool = True
+    suffix: str = ".weight"
 
     def weights(self) -> tuple[Weight, ...]:
         """Scale and shift vectors."""
-        suffixes = ([".weight"] if self.scale else []) + ([".bias"] if self.bias else [])
+        suffixes = ([self.suffix] if self.scale else []) + ([".bias"] if self.bias else [])
         return tuple(Weight(self.name + s, ("D",), "norms", matmul=False) for s in suffixes)
 
     def rows(self, work: Workload) -> tuple[Op, ...]:

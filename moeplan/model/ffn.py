@@ -147,7 +147,8 @@ class MoE(Block):
 
     Fs: width of the shared experts together (None: none). shared_gate: a sigmoid gate on their
     output (Qwen2-MoE). router_bias, expert_bias: trained biases (gpt-oss). stacked: the experts
-    are one tensor in the checkpoint; transposed: stored [in, out].
+    are one tensor in the checkpoint; transposed: stored [in, out]; down_transposed: only the down
+    projections are (DBRX).
     """
 
     D: Number
@@ -163,6 +164,7 @@ class MoE(Block):
     expert_bias: bool = False
     stacked: bool = False
     transposed: bool = False
+    down_transposed: bool = False
     names: ExpertNames = field(default_factory=ExpertNames)
 
     def locals(self, work: Workload) -> Mapping[str, str]:
@@ -170,14 +172,15 @@ class MoE(Block):
         return {"A": "E*(1 - (1 - k/E)**T)"}
 
     def _expert(self, name: str, n: str, k: str) -> tuple[Weight, ...]:
-        dims = (k, n) if self.transposed else (n, k)
+        transposed = self.transposed or (self.down_transposed and name == self.names.down)
+        dims = (k, n) if transposed else (n, k)
         base = self.names.experts + name
         how = {"copies": "E", "active": "k", "stacked": self.stacked, "shard": "experts"}
         weight = Weight(
             base + self.names.suffix,
             dims,
             "routed_experts",
-            transposed=self.transposed,
+            transposed=transposed,
             **how,  # type: ignore[arg-type]
         )
         bias = Weight(

@@ -1,0 +1,145 @@
+"""One estimate: every section of the answer as a tree of explained quantities."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from moeplan._version import __version__
+from moeplan.cluster.hardware import Gpu, gpu
+from moeplan.errors import UserError, near_miss
+from moeplan.estimate import sections
+from moeplan.estimate.flops import flops
+from moeplan.estimate.memory import kv_cache
+from moeplan.estimate.parameters import parameters
+from moeplan.estimate.scenario import Scenario
+from moeplan.model.spec import ModelSpec
+from moeplan.quantity import Quantity
+
+__all__ = ["SCHEMA_VERSION", "Estimate"]
+
+SCHEMA_VERSION = "1.0"
+
+
+class Estimate:
+    """What a model costs in a scenario. `tree` holds the quantities, `to_dict` the numbers."""
+
+    def __init__(self, spec: ModelSpec, scenario: Scenario) -> None:
+        self.spec = spec
+        self.scenario = scenario
+        self.gpu: Gpu = gpu(scenario["gpu"])
+        if "weights" in scenario.given:
+            stored = spec.checkpoint.stored_as(scenario["weights"])
+            spec = self.spec = replace(spec, checkpoint=stored)
+        context, batch = scenario.quantity("context"), scenario.quantity("batch")
+        params = parameters(spec)
+        cache = kv_cache(spec, scenario["cache"], batch, context)
+        time = sections.time(spec, scenario, self.gpu)
+        self.tree: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "moeplan_version": __version__,
+            "model": sections.model(spec),
+            "params": params,
+            "flops": flops(spec, context, scenario["attention"]),
+            "kv_cache": cache,
+            "memory": sections.memory(spec, scenario, self.gpu, params["total"], cache["bytes"]),
+            "all_to_all": sections.exchange(spec, scenario),
+            "time": time,
+            "cost": sections.cost(scenario, self.gpu, time),
+        }
+
+    # --------------------------------------------------------------------------- answers
+    @property
+    def assumptions(self) -> list[dict[str, Any]]:
+        """What was neither in the file nor said by the user, each once, in order of use."""
+        seen: dict[tuple[str, str], dict[str, Any]] = {}
+        for quantity in self._given():
+            source = quantity.source
+            if source is not None and source.kind == "assumed":
+                entry = {
+                    "symbol": quantity.symbol,
+                    "value": _plain(quantity),
+                    "unit": quantity.unit,
+                    "why": source.where,
+                }
+                seen.setdefault((quantity.symbol, source.where), entry)
+        out = list(seen.values())
+        if self.spec.checkpoint.assumed:
+            out.append(
+                {"symbol": "", "value": None, "unit": "", "why": self.spec.checkpoint.source}
+            )
+        out += [{"symbol": "", "value": None, "unit": "", "why": n} for n in self.spec.notes]
+        return out
+
+    def _given(self) -> Iterator[Quantity]:
+        """Every given number that may stand behind a figure."""
+        for group in self.spec.groups:
+            for block in group.blocks:
+                for quantity in block.symbols.values():
+                    yield from _leaves(quantity)
+        for name in ("context", "batch", "microbatch", "tokens", "imbalance"):
+            yield self.scenario.quantity(name)
+        section = self.tree["all_to_all"]
+        if section is not None:
+            yield section["ep"]
+            yield section["node"]
+        yield from (self.gpu.memory_bytes, self.gpu.memory_bandwidth, *self.gpu.peaks.values())
+        if self.tree["cost"] is not None:
+            yield self.tree["cost"]["dollars_per_gpu_hour"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts: the JSON document."""
+        out: dict[str, Any] = _plain(self.tree)
+        out["assumptions"] = self.assumptions
+        return out
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The JSON document as text; integers are exact."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def __getitem__(self, path: str) -> Any:
+        """A quantity, text or section by its dotted path, as in the JSON document."""
+        here: Any = self.tree
+        walked: list[str] = []
+        for part in path.split("."):
+            choices = _keys(here)
+            if part not in choices:
+                at = ".".join(walked) or "the result"
+                hint = near_miss(part, choices)
+                allowed = ", ".join(choices) or "nothing below it"
+                raise UserError(f"path {path!r}: {at} has no {part!r}{hint}; it holds {allowed}")
+            here = here[int(part)] if isinstance(here, list) else here[part]
+            walked.append(part)
+        return here
+
+
+def _keys(here: Any) -> list[str]:
+    if isinstance(here, Mapping):
+        return [str(k) for k in here]
+    if isinstance(here, list):
+        return [str(i) for i in range(len(here))]
+    return []
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Quantity):
+        return _plain(value.value)
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value
+
+
+def _leaves(quantity: Quantity) -> Iterator[Quantity]:
+    if quantity.source is not None:
+        yield quantity
+    else:
+        for below in quantity.inputs.values():
+            yield from _leaves(below)

@@ -1,0 +1,96 @@
+"""FLOPs: forward per token and per sequence, decoding at a context, training; by component.
+
+One multiply-add is 2 FLOPs. Only matmuls, attention and scans count (norms, activations, softmax
+and rotary embedding do not, as is the field's habit); the router and the output head do. Training
+is exactly three times the forward pass: each matmul's backward holds two of its size. What a
+kernel computes again (flash attention, recomputation) is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from moeplan.estimate.fold import MODEL, MTP, by_component, lines
+from moeplan.model.ops import Component
+from moeplan.model.spec import ModelSpec, Role
+from moeplan.model.workload import Mask, Workload
+from moeplan.quantity import Number, Quantity, derive, total
+
+__all__ = ["flops", "forward", "forward_by_component"]
+
+UNIT = "FLOP"
+
+
+def forward(spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL) -> Number:
+    """FLOPs of one forward pass, a bare number or array."""
+    return sum(line.count * line.evaluate(line.op.flops) for line in lines(spec, work, roles))
+
+
+def forward_by_component(
+    spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL
+) -> dict[Component, Quantity]:
+    """FLOPs of one forward pass per component, explained."""
+    return by_component(
+        (
+            (line.group, line.op.component, line.op.name, line.quantity(line.op.flops, UNIT))
+            for line in lines(spec, work, roles)
+            if line.op.flops != "0"
+        ),
+        UNIT,
+    )
+
+
+def _per_token(whole: Quantity, work: Workload) -> Quantity:
+    tokens = Quantity.given(work.values["T"], "tokens", "T")
+    return derive("per(pass_flops, T)", "FLOP/token", pass_flops=whole, T=tokens)
+
+
+def _training(per_token: Quantity) -> Quantity:
+    return derive("3*forward", "FLOP/token", forward=per_token, note="backward is twice the forward")
+
+
+def _summed(parts: dict[Component, Quantity]) -> Quantity:
+    return total([(name, part) for name, part in parts.items()], UNIT)
+
+
+def _counted(spec: ModelSpec, work: Workload) -> dict[str, Any]:
+    parts = forward_by_component(spec, work)
+    whole = _summed(parts)
+    per_token = _per_token(whole, work)
+    return {
+        "forward_per_token": per_token,
+        "training_per_token": _training(per_token),
+        "forward_per_sequence": derive("per(pass_flops, B)", "FLOP", pass_flops=whole, B=work.B),
+        "by_component": {name: _per_token(part, work) for name, part in parts.items()},
+    }
+
+
+def flops(spec: ModelSpec, context: Number | Quantity, mask: Mask = "causal") -> dict[str, Any]:
+    """The FLOPs section of an estimate, for sequences of `context` tokens."""
+    sequence = Workload("train", B=1, S=context, C=context, mask=mask)
+    other: Mask = "full" if mask == "causal" else "causal"
+    decode = Workload("decode", B=1, S=1, C=context, mask=mask)
+    main = _counted(spec, sequence)
+    out: dict[str, Any] = {
+        "context": context,
+        "attention": mask,
+        **main,
+        other: _without_parts(_counted(spec, replace(sequence, mask=other))),
+        "prefill_per_sequence": main["forward_per_sequence"],
+        "decode_per_token": _counted(spec, decode)["forward_per_token"],
+        "decode_by_component": _counted(spec, decode)["by_component"],
+    }
+    if any(group.role == "mtp" for group in spec.groups):
+        module = _per_token(_summed(forward_by_component(spec, sequence, MTP)), sequence)
+        out["mtp_forward_per_token"] = module
+        out["training_per_token_with_mtp"] = derive(
+            "3*(forward + mtp)", "FLOP/token", forward=main["forward_per_token"], mtp=module
+        )
+    return out
+
+
+def _without_parts(counted: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in counted.items() if key != "by_component"}
+
+

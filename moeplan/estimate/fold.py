@@ -1,0 +1,160 @@
+"""Folds over the rows: the one place that walks groups, blocks, weights and operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from moeplan.model.ops import COMPONENTS, Block, Component, Op, Weight
+from moeplan.model.spec import Group, ModelSpec, Role
+from moeplan.model.workload import Workload
+from moeplan.quantity import Number, Quantity, compile_formula, derive, evaluate, plain, total
+
+__all__ = [
+    "MODEL",
+    "MTP",
+    "Line",
+    "Tensor",
+    "by_component",
+    "lines",
+    "over_layers",
+    "tensors",
+]
+
+MODEL: tuple[Role, ...] = ("model", "encoder")
+MTP: tuple[Role, ...] = ("mtp",)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A weight where it stands: its group and block."""
+
+    group: Group
+    block: Block
+    weight: Weight
+
+    def evaluate(self, formula: str) -> Number:
+        """A formula in the block's symbols."""
+        return evaluate(formula, self.block.values)
+
+    def quantity(self, formula: str, unit: str) -> Quantity:
+        """The same, explained."""
+        symbols = self.block.symbols
+
+        def inputs() -> Mapping[str, Quantity]:
+            return {name: symbols[name] for name in compile_formula(formula)[1]}
+
+        return Quantity(self.evaluate(formula), unit, formula=formula, inputs=inputs)
+
+
+def tensors(spec: ModelSpec, roles: tuple[Role, ...] = MODEL) -> Iterator[Tensor]:
+    """Every tensor of the groups with these roles, tied ones left out."""
+    for group in spec.groups:
+        if group.role in roles:
+            for block in group.blocks:
+                for weight in block.weights():
+                    if weight.tied is None:
+                        yield Tensor(group, block, weight)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An operation where it stands, with the numbers of its workload."""
+
+    group: Group
+    block: Block
+    op: Op
+    work: Workload
+    env: Mapping[str, Number]
+
+    def evaluate(self, formula: str) -> Number:
+        """A formula in the block's and the workload's symbols, for one layer."""
+        return evaluate(formula, self.env)
+
+    def quantity(self, formula: str, unit: str) -> Quantity:
+        """The same, explained; local symbols (P, A) are explained by their own formulas."""
+        return Quantity(
+            self.evaluate(formula), unit, formula=formula, inputs=lambda: self._inputs(formula)
+        )
+
+    def _inputs(self, formula: str) -> Mapping[str, Quantity]:
+        return {name: self._symbol(name) for name in compile_formula(formula)[1]}
+
+    def _symbol(self, name: str) -> Quantity:
+        given = {**self.block.symbols, **self.work.symbols}
+        if name in given:
+            return given[name]
+        if name == "T":
+            return derive("B*S", "tokens", symbol="T", **{k: given[k] for k in "BS"})
+        return self.quantity(self.block.locals(self.work)[name], "").named(name)
+
+    @cached_property
+    def count(self) -> Number:
+        """Layers that hold this operation."""
+        return plain(self.group.count)
+
+
+def lines(spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL) -> list[Line]:
+    """Every operation of a pass. An encoder runs over the X source tokens, not in decoding."""
+    source = Workload(work.phase, B=work.B, S=work.C, C=work.C, mask="full")
+    if work.X is not None:
+        source = Workload(work.phase, B=work.B, S=work.X, C=work.X, mask="full")
+    out: list[Line] = []
+    for group in spec.groups:
+        if group.role not in roles or (group.role == "encoder" and work.phase == "decode"):
+            continue
+        here = source if group.role == "encoder" else work
+        for block in group.blocks:
+            env = block.environment(here)
+            out += [Line(group, block, op, here, env) for op in block.rows(here)]
+    return out
+
+
+def over_layers(group: Group, per_layer: Quantity, unit: str) -> Quantity:
+    """One layer's quantity times the number of equal layers."""
+    if not group.is_layer:
+        return per_layer
+    return Quantity(
+        group.quantity.value * per_layer.value,
+        unit,
+        formula="layers * per_layer",
+        inputs={"layers": group.quantity, "per_layer": per_layer},
+    )
+
+
+def by_component(
+    parts: Iterable[tuple[Group, Component, str, Quantity]], unit: str
+) -> dict[Component, Quantity]:
+    """Sum explained parts per component: over the rows of a layer, the layers, the groups.
+
+    Parts are (group, component, row name, quantity of one layer). Components that the model does
+    not have are left out; the order is that of COMPONENTS.
+    """
+    grouped: dict[Component, dict[int, tuple[Group, list[tuple[str, Quantity]]]]] = {}
+    for group, component, name, quantity in parts:
+        rows = grouped.setdefault(component, {}).setdefault(id(group), (group, []))[1]
+        rows.append((name, quantity))
+    out: dict[Component, Quantity] = {}
+    for component in COMPONENTS:
+        if component in grouped:
+            layers = [
+                (group_label(group), over_layers(group, total(rows, unit), unit))
+                for group, rows in grouped[component].values()
+            ]
+            out[component] = layers[0][1] if len(layers) == 1 else total(layers, unit)
+    return out
+
+
+def group_label(group: Group) -> str:
+    """The group's name with its layers, as tables and explanations show it."""
+    if not group.is_layer or not group.indices:
+        return group.name
+    first, last, n = group.indices[0], group.indices[-1], len(group.indices)
+    if n == 1:
+        return f"{group.name} (layer {first})"
+    if last - first + 1 == n:
+        return f"{group.name} (layers {first}-{last})"
+    return f"{group.name} ({n} of layers {first}-{last})"
+
+

@@ -1,0 +1,312 @@
+"""Memory: weights as stored, cache, training state, activations kept for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from moeplan.errors import UserError, near_miss
+from moeplan.estimate.fold import MODEL, Line, Tensor, by_component, lines, over_layers, tensors
+from moeplan.model.formats import Format, format_named
+from moeplan.model.ops import CacheEntry, Component, Kept
+from moeplan.model.spec import Group, ModelSpec, Role
+from moeplan.model.workload import Workload
+from moeplan.quantity import Number, Quantity, Source, compile_formula, derive, evaluate, plain, total
+
+__all__ = [
+    "OPTIMIZERS",
+    "SELECTIVE",
+    "Optimizer",
+    "activations",
+    "kv_cache",
+    "layer_bytes",
+    "optimizer_named",
+    "training_state",
+    "weight_bytes",
+    "weights_by_component",
+]
+
+UNIT = "B"
+
+
+# ---------------------------------------------------------------------------------- weights
+def _sizes(tensor: Tensor) -> dict[str, Number]:
+    """n, r, c, e of a tensor in one layer: elements of all copies, rows, columns, copies."""
+    weight = tensor.weight
+    dims = [tensor.evaluate(d) for d in weight.dims]
+    rows, columns = (1, dims[0]) if len(dims) == 1 else (dims[0], dims[-1])
+    if weight.transposed:
+        rows, columns = columns, rows
+    return {
+        "n": tensor.evaluate(weight.elements),
+        "r": rows,
+        "c": columns,
+        "e": tensor.evaluate(weight.copies),
+    }
+
+
+def _formats(spec: ModelSpec, tensor: Tensor) -> dict[Format, Number]:
+    """Format of a tensor to the number of equal layers that store it so."""
+    checkpoint, group, weight = spec.checkpoint, tensor.group, tensor.weight
+    count = plain(group.count)
+    if not checkpoint.per_name or not group.indices:
+        name = next(group.tensor_names(weight), group.prefix + weight.name)
+        return {checkpoint.of(weight, name): count}
+    out: dict[Format, Number] = {}
+    for name in group.tensor_names(weight):
+        fmt = checkpoint.of(weight, name)
+        out[fmt] = out.get(fmt, 0) + 1
+    return out
+
+
+def _stored(tensor: Tensor, fmt: Format, sizes: Mapping[str, Number]) -> Quantity:
+    def inputs() -> Mapping[str, Quantity]:
+        w = tensor.weight
+        own = {"n": w.elements, "r": w.dims[0], "c": w.dims[-1], "e": w.copies}
+        return {
+            name: tensor.quantity(formula, "").named(name)
+            for name, formula in own.items()
+            if name in fmt.bytes
+        }
+
+    return Quantity(
+        evaluate(fmt.bytes, sizes), UNIT, formula=fmt.bytes, inputs=inputs, note=fmt.name
+    )
+
+
+def layer_bytes(spec: ModelSpec) -> dict[tuple[int, str], Number]:
+    """Bytes of each tensor in one layer (mean over the layers of a group): (id(block), name)."""
+    out: dict[tuple[int, str], Number] = {}
+    for group in spec.groups:
+        for block in group.blocks:
+            for weight in block.weights():
+                tensor = Tensor(group, block, weight)
+                sizes = _sizes(tensor)
+                formats = _formats(spec, tensor)
+                if len(formats) == 1:
+                    (fmt,) = formats
+                    out[id(block), weight.name] = evaluate(fmt.bytes, sizes)
+                    continue
+                layers = sum(formats.values())
+                stored = sum(n * evaluate(f.bytes, sizes) for f, n in formats.items())
+                out[id(block), weight.name] = stored / layers
+    return out
+
+
+def weight_bytes(spec: ModelSpec, roles: tuple[Role, ...] = MODEL) -> Number:
+    """Bytes of all tensors as stored, a bare number or array."""
+    stored: Number = 0
+    for tensor in tensors(spec, roles):
+        sizes = _sizes(tensor)
+        for fmt, count in _formats(spec, tensor).items():
+            stored = stored + count * evaluate(fmt.bytes, sizes)
+    return stored
+
+
+def weights_by_component(
+    spec: ModelSpec, roles: tuple[Role, ...] = MODEL
+) -> dict[Component, Quantity]:
+    """Bytes of the weights as stored, per component, buffers included, explained."""
+
+    def parts() -> Iterable[tuple[Group, Component, str, Quantity]]:
+        for tensor in tensors(spec, roles):
+            sizes, formats = _sizes(tensor), _formats(spec, tensor)
+            for fmt, count in formats.items():
+                group = tensor.group
+                if len(formats) > 1:  # part of the layers: a group of its own in the sum
+                    group = _part(group, count)
+                name = tensor.weight.name
+                yield group, tensor.weight.component, name, _stored(tensor, fmt, sizes)
+
+    return by_component(parts(), UNIT)
+
+
+def _part(group: Group, count: Number) -> Group:
+    return Group(f"{group.name}, {count} of its layers", (), count, (), group.prefix, group.role)
+
+
+# ------------------------------------------------------------------------------------ cache
+def _entry_bytes(entry: CacheEntry, fmt: Format) -> float:
+    return (fmt.bits if entry.bits is None else entry.bits) / 8
+
+
+def _cache_part(
+    group: Group, block: Any, entry: CacheEntry, formula: str, fmt: Format, **more: Quantity
+) -> Quantity:
+    symbols = {**block.symbols, **more}
+    values = {name: plain(q) for name, q in symbols.items()}
+    text = f"({formula})*{_bytes_text(entry, fmt)}"
+    per_layer = Quantity(
+        evaluate(text, values),
+        UNIT,
+        formula=text,
+        inputs=lambda: {n: symbols[n] for n in symbols if n in compile_formula(text)[1]},
+        note=entry.name,
+    )
+    return over_layers(group, per_layer, UNIT)
+
+
+def _bytes_text(entry: CacheEntry, fmt: Format) -> str:
+    size = _entry_bytes(entry, fmt)
+    return str(int(size)) if size.is_integer() else str(size)
+
+
+def kv_cache(
+    spec: ModelSpec, fmt: str, batch: Number | Quantity, context: Number | Quantity
+) -> dict[str, Any]:
+    """Cache of keys and values, latents and recurrent state.
+
+    bytes_per_token: what one token writes in all layers. bytes_per_token_beyond_windows: what a
+    long sequence still grows by (layers with a window have stopped). fixed_bytes: state per
+    sequence whatever its length. bytes: for `batch` sequences of `context` tokens.
+    """
+    form = format_named(fmt, "cache format")
+    entries = list(spec.cache())
+    c = context if isinstance(context, Quantity) else Quantity.given(context, "tokens", "C")
+    x = {"C": c, "X": c.named("X")}
+
+    def summed(pick: Any, unit: str) -> Quantity:
+        parts = []
+        for group, block, entry in entries:
+            formula = pick(entry)
+            if formula != "0":
+                label = f"{entry.name} of {group.name}"
+                parts.append((label, _cache_part(group, block, entry, formula, form, **x)))
+        return total(parts, unit)
+
+    def held(entry: CacheEntry) -> str:
+        tokens = "C" if entry.window is None else f"min(C, {entry.window})"
+        grown = "0" if entry.per_token == "0" else f"({entry.per_token})*{tokens}"
+        terms = [t for t in (grown, entry.fixed) if t != "0"]
+        return " + ".join(terms) or "0"
+
+    one = summed(held, UNIT)
+    return {
+        "format": fmt,
+        "bytes_per_token": summed(lambda e: e.per_token, "B/token"),
+        "bytes_per_token_beyond_windows": summed(
+            lambda e: "0" if e.window else e.per_token, "B/token"
+        ),
+        "fixed_bytes": summed(lambda e: e.fixed, UNIT),
+        "batch": batch,
+        "context": c,
+        "bytes_per_sequence": one,
+        "bytes": derive("B*sequence", UNIT, B=batch, sequence=one),
+    }
+
+
+# --------------------------------------------------------------------------- training state
+class Optimizer(NamedTuple):
+    """Bytes per parameter of training state besides the weights, and what they are."""
+
+    name: str
+    weights: int
+    gradients: int
+    main: int
+    moments: int
+    about: str
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    o.name: o
+    for o in (
+        Optimizer("adamw-fp32", 2, 4, 4, 8, "bf16 weights, fp32 gradients, main and moments"),
+        Optimizer("adamw-bf16-grads", 2, 2, 4, 8, "bf16 weights and gradients, fp32 main, moments"),
+        Optimizer(
+            "adamw-bf16-moments", 2, 4, 4, 4, "bf16 weights, moments; fp32 gradients, main"
+        ),
+        Optimizer("adamw-8bit", 2, 2, 4, 2, "bf16 weights, gradients; fp32 main; 8-bit moments"),
+        Optimizer("adamw-pure-bf16", 2, 2, 0, 4, "bf16 weights, gradients and moments, no main"),
+        Optimizer("adamw-full-fp32", 4, 4, 0, 8, "fp32 weights, gradients and moments"),
+        Optimizer("sgd-momentum", 2, 4, 4, 4, "bf16 weights, fp32 gradients, main and momentum"),
+        Optimizer("muon", 2, 4, 4, 4, "bf16 weights, fp32 gradients, main and one momentum"),
+    )
+}
+
+
+def optimizer_named(name: str) -> Optimizer:
+    """The optimizer setting of that name, or an error with a near miss."""
+    if name not in OPTIMIZERS:
+        allowed = ", ".join(OPTIMIZERS)
+        hint = near_miss(name, OPTIMIZERS)
+        raise UserError(f"optimizer {name!r} is unknown: allowed are {allowed}{hint}")
+    return OPTIMIZERS[name]
+
+
+def training_state(parameters: Quantity, setting: str) -> dict[str, Any]:
+    """Weights, gradients, main parameters and moments of all `parameters`, undivided."""
+    o = optimizer_named(setting)
+
+    def part(symbol: str, size: int) -> Quantity:
+        source = Source("assumed", f"optimizer setting {o.name}: {o.about}")
+        each = Quantity.given(size, "B/parameter", symbol, source)
+        return derive(f"{symbol}*N", UNIT, **{symbol: each, "N": parameters})
+
+    parts = {
+        "weights": part("weight_bytes", o.weights),
+        "gradients": part("gradient_bytes", o.gradients),
+        "main_parameters": part("main_bytes", o.main),
+        "moments": part("moment_bytes", o.moments),
+    }
+    return {
+        "optimizer": o.name,
+        "bytes_per_parameter": o.weights + o.gradients + o.main + o.moments,
+        **parts,
+        "total": total(list(parts.items()), UNIT),
+    }
+
+
+# ------------------------------------------------------------------------------- activations
+# cheap to compute again, large to keep: norm outputs, activation outputs, latents' expansions
+SELECTIVE = frozenset(("norm", "activation", "up_projection"))
+
+
+def _kept_bytes(line: Line, kept: Kept) -> Quantity:
+    return line.quantity(f"({kept.elements})*{kept.bits // 8}", UNIT)
+
+
+def activations(
+    spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL
+) -> list[dict[str, Any]]:
+    """Tensors kept for the backward pass in one layer of each kind, for a microbatch.
+
+    Each entry: the layer's name and count, the kept tensors by row, and totals with no, selective
+    (norms, activation outputs and latent expansions are computed again) and full recomputation
+    (only the layer's input is kept).
+    """
+    out = []
+    for group in spec.groups:
+        if group.role not in roles or not group.is_layer:
+            continue
+        own = ModelSpec(spec.name, spec.family, (group,))
+        rows = _unique(
+            [
+                (kept, _kept_bytes(line, kept))
+                for line in lines(own, work, (group.role,))
+                for kept in line.op.kept
+            ]
+        )
+        named = [(kept.name, size) for kept, size in rows]
+        chosen = [(k.name, size) for k, size in rows if k.drop not in SELECTIVE]
+        out.append(
+            {
+                "name": group.name,
+                "layers": group.quantity,
+                "by_row": dict(named),
+                "none": total(named, UNIT),
+                "selective": total(chosen, UNIT),
+                "full": named[0][1] if named else total([], UNIT),
+            }
+        )
+    return out
+
+
+def _unique(rows: list[tuple[Kept, Quantity]]) -> list[tuple[Kept, Quantity]]:
+    """Rows with equal names told apart, so that none hides another in a mapping."""
+    seen: dict[str, int] = {}
+    out = []
+    for kept, size in rows:
+        n = seen[kept.name] = seen.get(kept.name, 0) + 1
+        name = kept.name if n == 1 else f"{kept.name}_{n}"
+        out.append((Kept(name, kept.elements, kept.bits, kept.drop), size))
+    return out

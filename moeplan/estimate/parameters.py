@@ -1,0 +1,117 @@
+"""Parameters: totals, active under three definitions, MTP modules and buffers apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from moeplan.estimate.fold import MODEL, MTP, Tensor, by_component, group_label, tensors
+from moeplan.model.ops import Component
+from moeplan.model.spec import ModelSpec, Role
+from moeplan.quantity import Quantity, evaluate, plain, total
+
+__all__ = ["active", "count", "parameters"]
+
+UNIT = "parameters"
+
+
+def _elements(tensor: Tensor) -> str:
+    return tensor.weight.elements
+
+
+def _active(tensor: Tensor) -> str:
+    return tensor.weight.active_elements
+
+
+def _components(
+    spec: ModelSpec,
+    formula: Callable[[Tensor], str],
+    roles: tuple[Role, ...] = MODEL,
+    *,
+    buffers: bool = False,
+) -> dict[Component, Quantity]:
+    return by_component(
+        (
+            (t.group, t.weight.component, t.weight.name, t.quantity(formula(t), UNIT))
+            for t in tensors(spec, roles)
+            if t.weight.buffer is buffers
+        ),
+        UNIT,
+    )
+
+
+def count(spec: ModelSpec) -> Any:
+    """Total parameters as a bare number or array: trained tensors, each once, MTP left out."""
+    return sum(
+        plain(t.group.count) * evaluate(t.weight.elements, t.block.values)
+        for t in tensors(spec)
+        if not t.weight.buffer
+    )
+
+
+def active(spec: ModelSpec) -> dict[str, Quantity]:
+    """Active parameters of one token, under each definition in use.
+
+    all: every tensor that a token touches, the whole embedding table included.
+    without_input_embedding: without the table that is only looked up (a tied table is also the
+    output head's matrix, so it stays). without_embeddings: without input table and output head.
+    """
+    components = _components(spec, _active)
+    return {
+        "all": _sum(components),
+        "without_input_embedding": _sum(components, () if spec.tied else ("embedding",)),
+        "without_embeddings": _sum(components, ("embedding", "head")),
+    }
+
+
+def _sum(components: dict[Component, Quantity], without: tuple[str, ...] = ()) -> Quantity:
+    return total([(c, q) for c, q in components.items() if c not in without], UNIT)
+
+
+def parameters(spec: ModelSpec) -> dict[str, Any]:
+    """The parameters section of an estimate; see `active` for the definitions."""
+    components = _components(spec, _elements)
+    activated = _components(spec, _active)
+    buffers = _components(spec, _elements, buffers=True)
+    mtp, mtp_active = _components(spec, _elements, MTP), _components(spec, _active, MTP)
+    return {
+        "total": _sum(components),
+        "active": {**active(spec), "by_component": dict(activated)},
+        "mtp": _sum(mtp),
+        "mtp_active": _sum(mtp_active),
+        "buffers": _sum(buffers),
+        "by_component": dict(components),
+        "by_layer": _by_layer(spec),
+    }
+
+
+def _by_layer(spec: ModelSpec) -> list[dict[str, Any]]:
+    """What one layer of each kind holds."""
+    out = []
+    for group in spec.groups:
+        own = ModelSpec(spec.name, spec.family, (group,))
+        totals = _per_layer(own, _elements)
+        if group.is_layer and totals:
+            out.append(
+                {
+                    "name": group_label(group),
+                    "role": group.role,
+                    "layers": group.quantity,
+                    "total": _sum(totals),
+                    "active": _sum(_per_layer(own, _active)),
+                    "by_component": dict(totals),
+                }
+            )
+    return out
+
+
+def _per_layer(
+    spec: ModelSpec, formula: Callable[[Tensor], str]
+) -> dict[Component, Quantity]:
+    rows: dict[Component, list[tuple[str, Quantity]]] = {}
+    for t in tensors(spec, ("model", "encoder", "mtp")):
+        if not t.weight.buffer:
+            rows.setdefault(t.weight.component, []).append(
+                (t.weight.name, t.quantity(formula(t), UNIT))
+            )
+    return {component: total(parts, UNIT) for component, parts in rows.items()}

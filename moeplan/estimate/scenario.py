@@ -1,0 +1,96 @@
+"""What the user asks about a model: lengths, formats, GPU, expert parallelism; and its defaults.
+
+A value that the user did not give is an assumption, and is reported as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moeplan.errors import UserError, near_miss
+from moeplan.quantity import Number, Quantity, Source, plain
+
+__all__ = ["DEFAULTS", "Default", "Scenario"]
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """A scenario value where the user gives none: value, unit, symbol and what it stands for."""
+
+    value: Any
+    unit: str
+    symbol: str
+    about: str
+
+
+DEFAULTS: dict[str, Default] = {
+    "context": Default(4096, "tokens", "C", "tokens of a sequence"),
+    "batch": Default(1, "sequences", "B", "sequences decoded or prefilled together"),
+    "microbatch": Default(1, "sequences", "b", "sequences of a training microbatch"),
+    "tokens": Default(4096, "tokens", "T", "tokens a GPU brings to an expert-parallel exchange"),
+    "ep": Default(None, "GPUs", "n", "expert parallelism: the largest divisor of E up to 64"),
+    "node": Default(8, "GPUs", "g", "GPUs of a node, within the expert-parallel group"),
+    "imbalance": Default(1.0, "", "imbalance", "load of the fullest GPU over the mean"),
+    "attention": Default("causal", "", "", "attention scores that count: causal or full"),
+    "weights": Default(None, "", "", "weight format: the checkpoint's own"),
+    "cache": Default("bf16", "", "", "format of the key-value cache"),
+    "dispatch": Default("fp8", "", "", "format of dispatched rows"),
+    "combine": Default("bf16", "", "", "format of combined rows"),
+    "policy": Default("per-node", "", "", "what an exchange sends once"),
+    "optimizer": Default("adamw-fp32", "", "", "training state"),
+    "gpu": Default("h200", "", "", "GPU of the time floor"),
+    "price": Default(None, "", "", "price list: the first that knows the GPU"),
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The values in force; `given` holds those that the user named."""
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **given: Any) -> Scenario:
+        """Check names and plain values; None means not given."""
+        named = {name: value for name, value in given.items() if value is not None}
+        for name, value in named.items():
+            if name not in DEFAULTS:
+                hint = near_miss(name, DEFAULTS)
+                raise UserError(f"unknown setting {name!r}{hint}: known are {', '.join(DEFAULTS)}")
+            _check(name, value)
+        return cls(named)
+
+    def __getitem__(self, name: str) -> Any:
+        """The bare value in force."""
+        return self.given.get(name, DEFAULTS[name].value)
+
+    def quantity(self, name: str, default: Number | None = None) -> Quantity:
+        """The value with its origin: the user, or an assumption that says what it stands for."""
+        known = DEFAULTS[name]
+        if name in self.given:
+            value, source = self.given[name], Source("user", f"--{name}")
+        else:
+            value = known.value if default is None else default
+            source = Source("assumed", f"--{name} not given: {known.about}")
+        if isinstance(value, Quantity):
+            return value
+        return Quantity.given(value, known.unit, known.symbol, source)
+
+
+def _check(name: str, value: Any) -> None:
+    numeric = isinstance(DEFAULTS[name].value, (int, float)) or name == "ep"
+    if isinstance(value, str):
+        if numeric:
+            raise UserError(f"--{name} is {value!r}: a number is needed")
+        return
+    number = plain(value)
+    if not numeric:
+        raise UserError(f"--{name} is {number!r}: a word is needed")
+    if isinstance(number, bool):
+        raise UserError(f"--{name} is {number!r}: a number is needed")
+    if isinstance(number, (int, float)) and not number >= 1:
+        raise UserError(f"--{name} is {number}: it must be at least 1")
+    if name != "imbalance" and isinstance(number, float) and not number.is_integer():
+        raise UserError(f"--{name} is {number}: a whole number is needed")

@@ -1,0 +1,232 @@
+"""The sections of an estimate, each a tree of explained quantities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moeplan.cluster.hardware import PRICE_KINDS, Gpu, price, prices
+from moeplan.estimate.all_to_all import AllToAll, Traffic, all_to_all
+from moeplan.estimate.fold import MTP
+from moeplan.estimate.memory import (
+    activations,
+    optimizer_named,
+    training_state,
+    weights_by_component,
+)
+from moeplan.estimate.scenario import Scenario
+from moeplan.estimate.timing import floor
+from moeplan.model.spec import ModelSpec
+from moeplan.model.workload import Workload
+from moeplan.quantity import Number, Quantity, Source, derive, total
+from moeplan.units import parse
+
+__all__ = ["cost", "exchange", "memory", "model", "time"]
+
+PASSES = ("prefill", "decode", "training")
+BOUNDS = ("lower", "sequential", "upper")
+
+
+def _sum(parts: Mapping[Any, Quantity], unit: str) -> Quantity:
+    return total([(str(name), part) for name, part in parts.items()], unit)
+
+
+def model(spec: ModelSpec) -> dict[str, Any]:
+    """What the model is: its shape in the field's usual words."""
+    out: dict[str, Any] = {
+        "name": spec.name,
+        "title": spec.title or spec.name,
+        "family": spec.family,
+        "source": spec.source,
+        "layers": spec.layers,
+        "moe_layers": spec.moe_layers,
+        "hidden_size": spec.hidden,
+        "vocabulary": spec.vocabulary,
+        "tied_embeddings": spec.tied,
+        "max_context": spec.max_context,
+        "not_counted": list(spec.not_counted),
+        "unread_keys": list(spec.unread),
+    }
+    moe = spec.moe
+    if moe is not None:
+        out |= {
+            "experts": moe.symbols["E"],
+            "top_k": moe.symbols["k"],
+            "expert_width": moe.symbols["F"],
+            "shared_width": moe.symbols.get("Fs"),
+            "router": moe.routing.score,
+            "n_group": moe.routing.groups,
+            "topk_group": moe.routing.group_limit,
+        }
+    return out
+
+
+def workloads(s: Scenario) -> dict[str, Workload]:
+    """The passes of a scenario: prefill and one decoding step of a batch, a training microbatch."""
+    context, batch = s.quantity("context"), s.quantity("batch")
+    one = Quantity(1, "tokens", symbol="S", formula="1", note="one new token a sequence")
+    length = context.named("S")
+    return {
+        "prefill": Workload("prefill", B=batch, S=length, C=context),
+        "decode": Workload("decode", B=batch, S=one, C=context),
+        "training": Workload("train", B=s.quantity("microbatch").named("B"), S=length, C=context),
+    }
+
+
+def memory(
+    spec: ModelSpec, s: Scenario, gpu: Gpu, parameters: Quantity, cache: Quantity
+) -> dict[str, Any]:
+    """Weights as stored, training state and activations, and what serving holds."""
+    components = weights_by_component(spec)
+    weights = _sum(components, "B")
+    serving = total([("weights", weights), ("kv_cache", cache)], "B")
+    checkpoint = spec.checkpoint
+    return {
+        "weights": weights,
+        "weights_mtp": _sum(weights_by_component(spec, MTP), "B"),
+        "weights_format": (checkpoint.quantised or checkpoint.base).name,
+        "weights_by_component": dict(components),
+        "training": {
+            **training_state(parameters, optimizer_named(s["optimizer"]).name),
+            "microbatch": s.quantity("microbatch"),
+            "activations_per_layer": activations(spec, workloads(s)["training"]),
+        },
+        "serving": {
+            "weights": weights,
+            "kv_cache": cache,
+            "total": serving,
+            "gpu": gpu.id,
+            "gpu_memory": gpu.memory_bytes,
+            "gpus_at_least": derive(
+                "ceil(held/capacity)", "GPUs", held=serving, capacity=gpu.memory_bytes
+            ),
+        },
+    }
+
+
+def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
+    """All-to-all traffic of expert parallelism, per MoE layer and per step; None if dense."""
+    moe = spec.moe
+    if moe is None:
+        return None
+    ep = s.quantity("ep", _default_ep(moe.values["E"], s["node"]))
+    node = s.quantity("node")
+    if "node" not in s.given and not np.any(node.value <= ep.value):
+        node = ep.named("g")  # a group smaller than a node lies in one
+    result = all_to_all(
+        s.quantity("tokens"),
+        moe.symbols["D"].named("H"),
+        moe.symbols["E"],
+        moe.symbols["k"],
+        ep,
+        node,
+        n_group=moe.routing.groups,
+        topk_group=moe.routing.group_limit,
+        rule=moe.routing.group_score if moe.routing.groups > 1 else "uniform",
+        dispatch=s["dispatch"],
+        combine=s["combine"],
+        policy=s["policy"],
+        imbalance=s.quantity("imbalance"),
+    )
+    layers = spec.moe_layers
+    return {
+        "tokens": s.quantity("tokens"),
+        "ep": ep,
+        "node": node,
+        "policy": s["policy"],
+        "dispatch_format": s["dispatch"],
+        "combine_format": s["combine"],
+        "imbalance": s.quantity("imbalance"),
+        "expected_gpus": result.expected_gpus,
+        "expected_nodes": result.expected_nodes,
+        "per_layer": _directions(result),
+        "forward_step": _directions(result.per_step(layers)),
+        "training_step": _directions(result.per_step(layers, backward=True)),
+    }
+
+
+def _default_ep(experts: Number, node: Number) -> Number:
+    """The largest divisor of E up to 64 that fits whole nodes, or lies inside one."""
+    if isinstance(experts, np.ndarray) or isinstance(node, np.ndarray):
+        return 8
+    fits = [d for d in range(1, 65) if experts % d == 0 and (d % node == 0 or node % d == 0)]
+    return max(fits)
+
+
+def _directions(result: AllToAll) -> dict[str, Any]:
+    return {"dispatch": _traffic(result.dispatch), "combine": _traffic(result.combine)}
+
+
+def _traffic(traffic: Traffic) -> dict[str, Quantity]:
+    return {
+        "local": traffic.local,
+        "same_node": traffic.same_node,
+        "other_nodes": traffic.other_nodes,
+        "forwarded": traffic.forwarded,
+        "sent": traffic.total_sent,
+        "busiest": traffic.busiest,
+    }
+
+
+def time(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any]:
+    """The datasheet's floor of each pass on one GPU, and tokens per second at it."""
+    out: dict[str, Any] = {
+        "kind": "floor",
+        "gpu": gpu.id,
+        "peaks": dict(gpu.peaks),
+        "bandwidth": gpu.memory_bandwidth,
+    }
+    for name, work in workloads(s).items():
+        found = floor(spec, work, gpu, s["cache"])
+        tokens = derive("B*S", "tokens", B=work.symbols["B"], S=work.symbols["S"])
+        out[name] = {
+            "tokens": tokens,
+            **{
+                f"{bound}_tokens_per_second": derive(
+                    "tokens/seconds", "tokens/s", tokens=tokens, seconds=found[bound]
+                )
+                for bound in BOUNDS
+            },
+            **found,
+        }
+    return out
+
+
+def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
+    """Kind of price and dollars per GPU-hour: a kind on file, or an amount that the user gives."""
+    wanted = s["price"]
+    if wanted is None and not prices(gpu.id):
+        return None
+    if isinstance(wanted, (int, float)) or (wanted is not None and wanted not in PRICE_KINDS):
+        amount = parse(wanted, "money", where="--price")
+        return "user", Quantity.given(amount, "$/h", "price", Source("user", "--price"))
+    found = price(gpu.id, wanted)
+    return found.kind, found.per_hour
+
+
+def cost(s: Scenario, gpu: Gpu, seconds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Dollars per million tokens at the floor; None where no price of the GPU is known."""
+    found = hourly_price(s, gpu)
+    if found is None:
+        return None
+    kind, per_hour = found
+    out: dict[str, Any] = {
+        "gpu": gpu.id,
+        "price_kind": kind,
+        "dollars_per_gpu_hour": per_hour,
+    }
+    for name in PASSES:
+        section = seconds[name]
+        out[f"{name}_dollars_per_million_tokens"] = {
+            bound: derive(
+                "price/3600*seconds/tokens*1000000",
+                "$",
+                price=per_hour,
+                seconds=section[bound],
+                tokens=section["tokens"],
+            )
+            for bound in BOUNDS
+        }
+    return out

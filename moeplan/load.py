@@ -1,0 +1,79 @@
+"""From what the user names (preset, path, mapping) to a `ModelSpec`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moeplan.errors import UserError
+from moeplan.families import read_config
+from moeplan.model.spec import ModelSpec
+from moeplan.presets import preset
+
+__all__ = ["load_config", "load_model", "load_preset"]
+
+_QUANTISATION_FILE = "hf_quant_config.json"
+
+
+def load_preset(name: str) -> ModelSpec:
+    """The model of a preset; its provenance names the preset's source and date."""
+    found = preset(name)
+    path = f"preset {found.name}"
+    spec = read_config(found.config, path, origin=f"{path}, {found.source}, {found.checked}")
+    notes = (*spec.notes, found.notes) if found.notes else spec.notes
+    return replace(spec, name=found.name, title=found.title, source=found.source, notes=notes)
+
+
+def load_config(path: str | Path) -> ModelSpec:
+    """The model of a `config.json`, or of a folder that holds one.
+
+    A quantisation file beside it (hf_quant_config.json) is read with it.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.json"
+        if not file.is_file():
+            raise UserError(f"{path}: the folder holds no config.json")
+    data = _read_json(file)
+    beside = file.with_name(_QUANTISATION_FILE)
+    if beside.is_file():
+        from moeplan.families.quantization import merge_quant_config
+
+        data = merge_quant_config(data, _read_json(beside), str(beside))
+    spec = read_config(data, str(path))
+    name = file.parent.name if file.name == "config.json" else file.stem
+    return replace(spec, name=name or spec.name, title=name or spec.name, source=str(path))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{file}: cannot be read as text ({problem})") from None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{file}: not valid JSON ({problem})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: expected an object of keys, found {type(data).__name__}")
+    return data
+
+
+def load_model(model: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
+    """A preset's name, a path to a config file or folder, a parsed config, or a spec itself."""
+    if isinstance(model, ModelSpec):
+        return model
+    if isinstance(model, Mapping):
+        return read_config(model, "config")
+    if isinstance(model, Path) or _looks_like_path(model):
+        return load_config(model)
+    return load_preset(model)
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.endswith(".json") or "/" in text or "\\" in text or text in (".", "..")

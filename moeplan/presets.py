@@ -1,0 +1,92 @@
+"""Presets: models as data files, found by their stem or by an alias."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from moeplan.errors import UserError, near_miss
+
+__all__ = ["Preset", "preset", "presets"]
+
+_FOLDER = Path(__file__).parent / "data" / "models"
+_ALIASES = "aliases"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model's config with where it comes from; `published` is what its makers say of its size."""
+
+    name: str
+    title: str
+    source: str
+    checked: str
+    config: dict[str, Any] = field(repr=False)
+    aliases: tuple[str, ...] = ()
+    published: str = ""
+    notes: str = ""
+
+
+@lru_cache(maxsize=1)
+def _aliases() -> dict[str, str]:
+    with (_FOLDER / f"{_ALIASES}.toml").open("rb") as file:
+        return dict(tomllib.load(file))
+
+
+def _names() -> list[str]:
+    return sorted(p.stem for p in _FOLDER.glob("*.toml") if p.stem != _ALIASES)
+
+
+def _load(stem: str) -> Preset:
+    with (_FOLDER / f"{stem}.toml").open("rb") as file:
+        data = tomllib.load(file)
+    return Preset(
+        name=stem,
+        title=data["title"],
+        source=data["source"],
+        checked=str(data["checked"]),
+        config=_with_nulls(data["config"], data.get("null_keys", ())),
+        aliases=tuple(a for a, target in _aliases().items() if target == stem),
+        published=data.get("published", ""),
+        notes=data.get("notes", ""),
+    )
+
+
+def _with_nulls(config: dict[str, Any], null_keys: Iterable[str]) -> dict[str, Any]:
+    """Set the keys that the vendor's file sets to null, which TOML cannot say."""
+    for path in null_keys:
+        *outer, last = path.split(".")
+        here = config
+        for part in outer:
+            here = here.setdefault(part, {})
+        here[last] = None
+    return config
+
+
+@lru_cache(maxsize=None)
+def preset(name: str) -> Preset:
+    """The preset of that name or alias, in any case; UserError with a near miss otherwise."""
+    wanted = name.strip().lower().replace("_", "-")
+    if "/" not in wanted and wanted != _ALIASES and (_FOLDER / f"{wanted}.toml").is_file():
+        return _load(wanted)
+    if wanted in _aliases():
+        return _load(_aliases()[wanted])
+    hint = near_miss(wanted, [*_names(), *_aliases()])
+    raise UserError(f"preset {name!r} is unknown{hint}; `moeplan presets` lists them")
+
+
+def presets(search: str = "") -> list[Preset]:
+    """All presets, or those whose name, title, aliases or model type hold every word of `search`."""
+    words = search.lower().split()
+    found = []
+    for stem in _names():
+        entry = preset(stem)
+        kind = str(entry.config.get("model_type", ""))
+        text = " ".join((entry.name, entry.title, kind, *entry.aliases)).lower()
+        if all(word in text for word in words):
+            found.append(entry)
+    return found
