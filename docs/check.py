@@ -29,10 +29,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from console import blocks, refresh, sandbox
-from generated import SECTIONS
 from typer import Typer
 from typer.main import get_command
+
+from console import blocks, refresh, sandbox
+from generated import SECTIONS
 
 __all__ = ["broken_links", "command_names", "fill_sections", "main", "misdocumented", "updated"]
 

@@ -22,9 +22,9 @@ def load_preset(name: str) -> ModelSpec:
     """The model of a preset; its provenance names the preset's source and date."""
     found = preset(name)
     path = f"preset {found.name}"
-    spec = read_config(found.config, path, origin=f"{path}, {found.source}, {found.checked}")
+    spec = read_config(found.config, path, origin=path)
     notes = (*spec.notes, found.notes) if found.notes else spec.notes
-    return replace(spec, name=found.name, title=found.title, source=found.source, notes=notes)
+    return replace(spec, name=found.name, title=found.title, source=f"{found.source}, checked {found.checked}", notes=notes)
 
 
 def load_config(path: str | Path) -> ModelSpec:

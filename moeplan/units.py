@@ -88,17 +88,20 @@ _MOST_DIGITS = 60  # more is not a quantity, and int() refuses very long texts
 _PER_HOUR = re.compile(r"\s*/\s*(?:GPU[- ]?)?(?:h|hr|hour)$", re.IGNORECASE)
 
 
-def parse(text: str | int, kind: Kind, *, where: str = "") -> int | float:
+def parse(text: str | float, kind: Kind, *, where: str = "") -> int | float:
     """Read one quantity and return it in SI base units, as an int when it is a whole number.
 
     `kind` is what is expected: ``bytes`` (B), ``bandwidth`` (B/s; bits are divided by 8),
     ``flops`` (FLOP/s), ``time`` (s), ``count`` (a whole number; k, M, B, T are powers of 1000 and
     Ki, Mi of 1024), ``money`` ($, or $ per hour where '/h' is written), ``price`` ($ per hour,
-    '/h' required) or ``power`` (W). `where` names the file and key, or the option, in messages.
+    '/h' required) or ``power`` (W). A Python number is taken as it is where no unit could be
+    meant: counts and dollars. `where` names the file and key, or the option, in messages.
     Raises `UserError` for anything else; nothing is guessed.
     """
-    if isinstance(text, int) and not isinstance(text, bool) and kind == "count":
-        text = str(text)
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        dollars = "$" if kind in ("money", "price") else ""
+        if kind == "count" or dollars:
+            text = f"{dollars}{text!r}{'/h' if kind == 'price' else ''}"
     if not isinstance(text, str):
         raise UserError(_message(text, kind, "a quoted text with a unit is needed", where))
     body = text.strip()

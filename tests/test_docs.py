@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import check
 import pytest
 import typer
-from console import abridge, blocks, matches, refresh, sandbox
 from hypothesis import given
 from hypothesis import strategies as st
+
+import check
+from console import abridge, blocks, matches, refresh, sandbox
 
 
 def markdown(body: str, above: str = "", tag: str = "console") -> str:

@@ -45,44 +45,42 @@ _VENDOR = re.compile(r"^(?:nvidia|tesla|geforce|amd|instinct|google|aws)-")
 
 
 class _Figure(NamedTuple):
-    key: str  # in the file
     kind: Kind
     unit: str
-    symbol: str
 
 
-# Attribute of `Gpu` -> how its figure is written in the file.
+# Figures of a GPU: attribute, key in the file and symbol in formulas are one name.
 _FIGURES = {
-    "memory": _Figure("memory_bytes", "bytes", "B", "gpu_memory"),
-    "memory_reported": _Figure("memory_reported", "bytes", "B", "gpu_memory_reported"),
-    "bandwidth": _Figure("memory_bandwidth", "bandwidth", "B/s", "memory_bandwidth"),
-    "scale_up_bandwidth": _Figure("scale_up_bandwidth", "bandwidth", "B/s", "scale_up_bandwidth"),
-    "scale_up_domain": _Figure("scale_up_domain", "count", "", "scale_up_domain"),
-    "nic_bandwidth": _Figure("nic_bandwidth", "bandwidth", "B/s", "nic_bandwidth"),
-    "watts": _Figure("watts", "power", "W", "watts"),
-    "sm_count": _Figure("sm_count", "count", "", "sm_count"),
-    "l2_bytes": _Figure("l2_bytes", "bytes", "B", "l2_bytes"),
+    "memory_bytes": _Figure("bytes", "B"),
+    "memory_reported": _Figure("bytes", "B"),
+    "memory_bandwidth": _Figure("bandwidth", "B/s"),
+    "scale_up_bandwidth": _Figure("bandwidth", "B/s"),
+    "scale_up_domain": _Figure("count", ""),
+    "nic_bandwidth": _Figure("bandwidth", "B/s"),
+    "watts": _Figure("power", "W"),
+    "sm_count": _Figure("count", ""),
+    "l2_bytes": _Figure("bytes", "B"),
 }
 _TEXTS = ("name", "vendor", "interconnect", "source", "note")
-_KEYS = (*_TEXTS, "checked", "unverified", "verified", "peak", *(f.key for f in _FIGURES.values()))
+_KEYS = (*_TEXTS, "checked", "unverified", "verified", "peak", *_FIGURES)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Gpu:
     """One accelerator as its vendor describes it; a figure that is not known is None.
 
-    Bandwidths are per GPU and one way (B/s), peaks dense (FLOP/s). `memory` is the figure of the
-    datasheet and `memory_reported` what the driver shows: an H200 of "141 GB" shows 143771 MiB,
-    which is 150.8e9 bytes. `scale_up_domain` counts the GPUs that share the fast fabric.
+    Bandwidths are per GPU and one way (B/s), peaks dense (FLOP/s). `memory_bytes` is the figure
+    of the datasheet and `memory_reported` what the driver shows: an H200 of "141 GB" shows
+    143771 MiB, which is 150.8e9 bytes. `scale_up_domain` counts the GPUs on one fast fabric.
     """
 
     id: str
     name: str
     vendor: str
     interconnect: str
-    memory: Quantity
+    memory_bytes: Quantity
     memory_reported: Quantity | None
-    bandwidth: Quantity
+    memory_bandwidth: Quantity
     peaks: Mapping[str, Quantity]
     scale_up_bandwidth: Quantity | None
     scale_up_domain: Quantity | None
@@ -96,38 +94,26 @@ class Gpu:
     unverified: Mapping[str, str]
 
     def peak(self, number_format: str) -> Quantity:
-        """The dense peak (FLOP/s) at which a matmul in this format runs.
-
-        Without a unit for the format, its numbers are widened first and bf16's rate counts (for
-        tf32 that is the most it could reach); the note says so. `peaks` holds what there is.
-        """
-        if number_format not in NUMBER_FORMATS:
+        """The dense peak (FLOP/s) of a number format, or `UserError` where there is no unit."""
+        found = self.peaks.get(number_format)
+        if found is None:
             raise UserError(
-                f"no number format {number_format!r}: use one of {', '.join(NUMBER_FORMATS)}"
-                + near_miss(number_format, NUMBER_FORMATS)
+                f"{self.id} has no peak for {number_format!r}, it has {', '.join(self.peaks)}"
+                + near_miss(number_format, self.peaks)
             )
-        if number_format in self.peaks:
-            return self.peaks[number_format]
-        if "bf16" not in self.peaks:
-            raise UserError(
-                f"{self.id} has a peak for {', '.join(self.peaks)} and none for {number_format} or "
-                "the bf16 that it would be widened to: choose another GPU or format"
-            )
-        wide = self.peaks["bf16"]
-        note = f"{self.id} has no {number_format} unit: the rate of bf16 is used"
-        return Quantity.given(wide.value, wide.unit, wide.symbol, wide.source, note)
+        return found
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Price:
     """Dollars per GPU-hour, and which kind of figure that is (`PRICE_KINDS`)."""
 
     gpu: str
     kind: str
-    dollars_per_hour: Quantity
+    per_hour: Quantity
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Fabric:
     """Links that join GPUs: seconds for a small message, and across leaf switches."""
 
@@ -137,7 +123,7 @@ class Fabric:
     latency_far: Quantity | None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Cluster:
     """`gpus` GPUs in domains of `domain_size` on the scale-up fabric, joined by scale-out.
 
@@ -190,11 +176,10 @@ def prices(gpu_id: str) -> tuple[Price, ...]:
     )
 
 
-def price(gpu_id: str, kind: str | None = None) -> Price | None:
+def price(gpu_id: str, kind: str | None = None) -> Price:
     """The price of a GPU of this kind, or the first there is in the order of `PRICE_KINDS`.
 
-    None where no price of the GPU is on file. `UserError` for a kind that is not known, or one
-    that this GPU lacks while it has others.
+    `UserError` for a kind that is not known, and where no such price of the GPU is on file.
     """
     if kind is not None and kind not in PRICE_KINDS:
         raise UserError(
@@ -205,10 +190,9 @@ def price(gpu_id: str, kind: str | None = None) -> Price | None:
     for found in known:
         if kind in (None, found.kind):
             return found
-    if known:
-        have = ", ".join(found.kind for found in known)
-        raise UserError(f"prices.toml has no {kind} price for {gpu_id!r}, only {have}")
-    return None
+    have = f"only {', '.join(p.kind for p in known)}" if known else "give one, such as '$2/h'"
+    wanted = f"{kind} price" if kind else "price"
+    raise UserError(f"prices.toml has no {wanted} for {gpu_id!r}: {have}")
 
 
 def all_in_power(gpu_id: str) -> Quantity | None:
@@ -353,22 +337,22 @@ def _gpu_from_file(name: str) -> Gpu:
 def _gpu_from_row(name: str, row: Mapping[str, Any], where: str, *, user: bool = False) -> Gpu:
     _check_row(row, where, user=user)
 
-    def read(text: Any, figure: _Figure) -> Quantity:
-        value = parse(text, figure.kind, where=f"{where}, {figure.key}")
+    def read(key: str, text: Any, figure: _Figure, symbol: str) -> Quantity:
+        value = parse(text, figure.kind, where=f"{where}, {key}")
         if user:
             source = Source("user", where)
-        elif figure.key == "memory_reported":
+        elif key == "memory_reported":
             source = Source("measured", "as the driver reports it")
         else:
-            source = datasheet(row, figure.key)
-        return Quantity.given(value, figure.unit, figure.symbol, source, row.get("note", ""))
+            source = datasheet(row, key)
+        return Quantity.given(value, figure.unit, symbol, source, row.get("note", ""))
 
     figures = {
-        attribute: read(row[figure.key], figure) if figure.key in row else None
-        for attribute, figure in _FIGURES.items()
+        key: read(key, row[key], figure, key) if key in row else None
+        for key, figure in _FIGURES.items()
     }
     peaks = {
-        fmt: read(row["peak"][fmt], _Figure(fmt, "flops", "FLOP/s", f"peak_{fmt}"))
+        fmt: read(fmt, row["peak"][fmt], _Figure("flops", "FLOP/s"), f"peak_{fmt}")
         for fmt in NUMBER_FORMATS
         if fmt in row["peak"]
     }

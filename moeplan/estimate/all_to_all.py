@@ -253,11 +253,12 @@ def _rows(given: dict[str, Quantity], place: dict[str, Quantity], policy: Policy
 def _slowest(given: dict[str, Quantity], place: dict[str, Quantity], policy: Policy) -> Quantity:
     """Upper bound on the busiest GPU's bytes over the mean.
 
-    A GPU that gets x times the mean number of (token, expert) rows gets at most x times the mean
-    number of distinct tokens, and never more tokens than there are (or E/n rows of each).
+    De-duplication makes a preferred GPU milder: with x times the mean (token, expert) rows it gets
+    at most x times the mean distinct tokens, and never more tokens than there are (or E/n rows of
+    each). A router that deliberately sends it single copies of tokens could exceed that.
     """
     note = "the given imbalance, limited by what all tokens together can send to one GPU"
-    imbalance, n = given["imbalance"], given["n"]
+    imbalance, n = given["imbalance"], place["n"]
     if policy == "copies":
         E, k = given["E"], given["k"]
         return derive("min(imbalance, n, E/k)", note=note, imbalance=imbalance, n=n, E=E, k=k)

@@ -91,6 +91,11 @@ class Estimate:
         if self.tree["cost"] is not None:
             yield self.tree["cost"]["dollars_per_gpu_hour"]
 
+    def to_model(self) -> dict[str, Any]:
+        """The model section as plain values."""
+        plain: dict[str, Any] = _plain(self.tree["model"])
+        return plain
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: the JSON document."""
         out: dict[str, Any] = _plain(self.tree)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from moeplan.errors import near_miss
 from moeplan.families.quantization import read_checkpoint
 from moeplan.families.reader import Config
 from moeplan.model.attention import Attention
@@ -18,23 +19,39 @@ __all__ = [
     "attention",
     "decoder",
     "layer_groups",
+    "layer_types",
     "pre_norm",
     "routed_by",
     "selection",
 ]
 
 
-def attention(c: Config, hidden: Quantity, **how: Any) -> Attention:
-    """Grouped-query attention from the usual keys, with their consistency checked."""
+def attention(
+    c: Config,
+    hidden: Quantity,
+    *,
+    grouped: bool = False,
+    head_dim: int | None = None,
+    **how: Any,
+) -> Attention:
+    """Grouped-query attention from the usual keys, with their consistency checked.
+
+    grouped: the family's class groups heads unless told otherwise, so num_key_value_heads must be
+    given (absent, it means one key-value head per query head elsewhere). head_dim: the class's
+    default; None where it is hidden_size / num_attention_heads.
+    """
     heads = c.int("num_attention_heads", symbol="H")
-    kv_heads = c.int("num_key_value_heads", default=heads, symbol="G")
+    if grouped:
+        kv_heads = c.int("num_key_value_heads", symbol="G")
+    else:
+        kv_heads = c.int("num_key_value_heads", default=heads, symbol="G")
     if heads.value % kv_heads.value:
         raise c.fail(
             "num_key_value_heads",
             f"is {kv_heads.value}: it must divide num_attention_heads ({heads.value})",
         )
-    if "head_dim" in c:
-        width = c.int("head_dim", symbol="dh")
+    if "head_dim" in c or head_dim is not None:
+        width = c.int("head_dim", default=head_dim, symbol="dh")
     else:
         c.ignore("head_dim")
         if hidden.value % heads.value:
@@ -53,6 +70,21 @@ def selection(c: Config, experts: Quantity, *keys: str, **how: Any) -> Quantity:
     if k.value > experts.value:
         raise c.fail(keys[0], f"is {k.value}: it must be at most the {experts.value} experts")
     return k
+
+
+def layer_types(
+    c: Config, layers: int, kinds: Mapping[str, str], default: Sequence[str]
+) -> list[str]:
+    """A kind per layer: the words of `layer_types` in our terms, `default` where it is absent."""
+    words = c.list("layer_types", length=layers, default=None)
+    if words is None:
+        return list(default)
+    for word in words:
+        if not isinstance(word, str) or word not in kinds:
+            hint = near_miss(word, kinds) if isinstance(word, str) else ""
+            allowed = ", ".join(repr(kind) for kind in kinds)
+            raise c.fail("layer_types", f"holds {word!r}: allowed are {allowed}{hint}")
+    return [kinds[word] for word in words]
 
 
 def routed_by(c: Config, experts: Quantity, k: Quantity) -> dict[str, int]:
@@ -174,10 +206,12 @@ def decoder(
 
 def _tied(c: Config, outer: Config, default: bool | None) -> bool:
     """Whether the head shares the embedding; a wrapper and its text part must agree."""
-    if outer is not c and "tie_word_embeddings" in outer and "tie_word_embeddings" not in c:
-        return outer.flag("tie_word_embeddings")
-    if outer is not c:
-        outer.ignore("tie_word_embeddings")
+    if outer is not c and "tie_word_embeddings" in outer:
+        tied = outer.flag("tie_word_embeddings")
+        if "tie_word_embeddings" in c and c.flag("tie_word_embeddings") is not tied:
+            raise c.fail("tie_word_embeddings", f"is {not tied} but {tied} outside: they must agree")
+        c.ignore("tie_word_embeddings")
+        return tied
     if default is None:
         return c.flag("tie_word_embeddings")
     return c.flag("tie_word_embeddings", default=default)

@@ -8,8 +8,10 @@ irrelevant to what moeplan counts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from moeplan.errors import UserError, near_miss
@@ -18,6 +20,10 @@ from moeplan.quantity import Quantity, Source
 __all__ = ["Config"]
 
 _MISSING = object()
+
+# Far above any model: they keep a slip of the keyboard from exhausting memory or overflowing.
+_MOST = 10**12
+_MOST_LAYERS = 10_000
 
 # Keys about training, generation, tokens and book-keeping: they change no count and no shape.
 _IRRELEVANT = re.compile(
@@ -33,7 +39,7 @@ _IRRELEVANT = re.compile(
     |scale_embedding|.*_multiplier|logits_scaling|.*softcap.*|mscale.*|task_specific_params
     |name_or_path|license|tags|temperature|top_p|do_sample|bad_words.*|is_decoder|prefix
     |finetuning_task|pruned_heads|tie_encoder_decoder|torchscript|moe_capacity.*|.*capacity.*
-    |.*token_dropping|moe_drop_tokens|clip_qkv|.*swiglu_limit|quantization|rescale_.*|n_ctx
+    |.*token_dropping|moe_drop_tokens|clip_qkv|.*swiglu_limit|rescale_.*|n_ctx
     |tokenizer_class|unk_token|sep_token|model_max_length|for_causal_lm|embd_pdrop)$""",
     re.VERBOSE,
 )
@@ -41,7 +47,8 @@ _IRRELEVANT = re.compile(
 _BEARING = re.compile(
     r"expert|moe|router|rout|top_?k|mixture|sparse|shared|n_group|nextn|mtp|lora|latent|indexer|"
     r"index_|num_.*(head|layer|hidden)|_dim$|_size$|ffn|intermediate|layer_types|mamba|ssm|conv|"
-    r"linear_|sliding|window|attn_layer|dense|tie_word|bias|gate|qk_norm|sink|altup|laurel|mlp"
+    r"linear_|sliding|window|attn_layer|dense|tie_word|bias|gate|qk_norm|sink|altup|laurel|mlp|"
+    r"^n_(head|layer|embd)|^d_(model|ff|kv|inner)|kv_|^quantization$|hybrid|recurrent|no_rope|chunk"
 )
 
 
@@ -51,13 +58,15 @@ class Config:
     def __init__(
         self, data: Mapping[str, Any], path: str, *, prefix: str = "", origin: str = "config"
     ) -> None:
-        if not isinstance(data, Mapping):
-            raise UserError(f"{path}: expected an object of keys, found {type(data).__name__}")
+        if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
+            place = f"{path}: {prefix.removesuffix('.')}" if prefix else path
+            raise UserError(f"{place} is {_short(data)}: an object of keys is needed")
         self.data = data
         self.path = path
         self.prefix = prefix
         self.origin = origin
         self.read: set[str] = set()
+        self._absent: set[str] = set()  # asked for, not found under any name
         self.notes: list[str] = []
         self._children: list[Config] = []
 
@@ -85,13 +94,15 @@ class Config:
         found = [(k, self.data[k]) for k in keys if self.data.get(k) is not None]
         self.read.update(k for k in keys if k in self.data)
         if not found:
+            self._absent.update(keys)
             if default is _MISSING:
                 raise self._missing(keys)
             return keys[0], default
         key, value = found[0]
         for other, second in found[1:]:
-            if second != value:
-                raise self.fail(key, f"is {value!r} but {other} is {second!r}: they must agree")
+            if not _same(second, value):
+                problem = f"is {_short(value)} but {other} is {_short(second)}: they must agree"
+                raise self.fail(key, problem)
         return key, value
 
     def int(
@@ -109,11 +120,13 @@ class Config:
             return value.named(symbol or value.symbol)
         if isinstance(value, bool) or not isinstance(value, int):
             if not (isinstance(value, float) and value.is_integer()):
-                raise self.fail(key, f"is {value!r}: a whole number is needed")
+                raise self.fail(key, f"is {_short(value)}: a whole number is needed")
             value = int(value)
-        if value < least or (most is not None and value > most):
+        if most is None:
+            most = _MOST_LAYERS if re.search("layer|nextn|mtp", key) else _MOST
+        if value < least or value > most:
             bound = f"at least {least}" if value < least else f"at most {most}"
-            raise self.fail(key, f"is {value}: it must be {bound}")
+            raise self.fail(key, f"is {_short(value)}: it must be {bound}")
         return self._quantity(key, value, symbol, given)
 
     def optional(self, *keys: str, symbol: str = "", least: int = 1) -> Quantity | None:
@@ -127,24 +140,27 @@ class Config:
         """A real number."""
         key, value = self.raw(*keys, default=default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.fail(key, f"is {value!r}: a number is needed")
+            raise self.fail(key, f"is {_short(value)}: a number is needed")
+        if not abs(value) <= _MOST:  # catches NaN and infinities too
+            raise self.fail(key, f"is {_short(value)}: it must be between -{_MOST} and {_MOST}")
         return float(value)
 
     def flag(self, *keys: str, default: Any = _MISSING) -> bool:
         """true or false."""
         key, value = self.raw(*keys, default=default)
         if not isinstance(value, bool):
-            raise self.fail(key, f"is {value!r}: true or false is needed")
+            raise self.fail(key, f"is {_short(value)}: true or false is needed")
         return value
 
     def choice(self, *keys: str, allowed: Iterable[str], default: Any = _MISSING) -> str:
         """One of a few words."""
         key, value = self.raw(*keys, default=default)
         allowed = list(allowed)
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             names = ", ".join(repr(a) for a in allowed)
-            raise self.fail(key, f"is {value!r}: allowed are {names}{near_miss(str(value), allowed)}")
-        return str(value)
+            hint = near_miss(value, allowed) if isinstance(value, str) else ""
+            raise self.fail(key, f"is {_short(value)}: allowed are {names}{hint}")
+        return value
 
     def list(self, *keys: str, length: int | None = None, default: Any = _MISSING) -> Any:
         """A list, of a given length where one is demanded."""
@@ -152,10 +168,19 @@ class Config:
         if value is None:
             return None
         if not isinstance(value, (list, tuple)):
-            raise self.fail(key, f"is {value!r}: a list is needed")
+            raise self.fail(key, f"is {_short(value)}: a list is needed")
         if length is not None and len(value) != length:
             raise self.fail(key, f"has {len(value)} entries: {length} are needed, one a layer")
         return list(value)
+
+    def indices(self, key: str, below: int) -> frozenset[int]:
+        """A list of places, each from 0 to `below` - 1; absent or null means none."""
+        places = self.list(key, default=None) or []
+        for place in places:
+            if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < below:
+                problem = f"holds {_short(place)}: whole numbers from 0 to {below - 1} are needed"
+                raise self.fail(key, problem)
+        return frozenset(places)
 
     def sub(self, key: str, *, required: bool = True) -> Config | None:
         """A nested object, read with the same care."""
@@ -171,11 +196,10 @@ class Config:
 
     def expect(self, key: str, allowed: Sequence[Any], why: str) -> None:
         """Refuse a value of an optional key that this family's rows do not describe."""
-        self.read.add(key)
-        value = self.data.get(key)
-        if value is not None and value not in allowed:
+        _, value = self.raw(key, default=None)
+        if value is not None and not any(_same(value, a) for a in allowed):
             names = ", ".join(repr(a) for a in allowed)
-            raise self.fail(key, f"is {value!r}: {why}; understood is {names}")
+            raise self.fail(key, f"is {_short(value)}: {why}; understood is {names}")
 
     def ignore(self, *keys: str) -> None:
         """Keys that a family knows and that change nothing counted."""
@@ -196,22 +220,36 @@ class Config:
 
     # ------------------------------------------------------------------ the end
     def finish(self) -> tuple[str, ...]:
-        """Refuse unread keys that bear on the model; return the others that are not known."""
+        """Refuse unread keys that bear on the model or misspell one that was looked for.
+
+        Returns the others that are not known.
+        """
         unread: list[str] = []
         for key, value in self.data.items():
-            if key in self.read or _IRRELEVANT.match(key):
+            if key in self.read or (_IRRELEVANT.match(key) and not key.startswith("_")):
                 continue
-            inert = value is None or value is False or value == 0 or value in ([], {}, "")
-            if _BEARING.search(key) and not inert:
-                hint = near_miss(key, self.read - set(self.data))
+            inert = value is None or value is False or _same(value, 0) or value in ([], {}, "")
+            meant = get_close_matches(key.lower(), sorted(self._absent), n=1, cutoff=0.84)
+            known = _IRRELEVANT.match(key) is not None
+            if not inert and (meant or (_BEARING.search(key) and not known)):
+                hint = near_miss(key, meant or self.read - set(self.data))
                 raise self.fail(key, f"is {_short(value)}: this family does not read it{hint}")
-            unread.append(self.prefix + key)
+            if not known:
+                unread.append(self.prefix + key)
         for child in self._children:
             unread += child.finish()
             self.notes += child.notes
         return tuple(unread)
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Equal, and not a truth value on one side only (Python's True equals 1)."""
+    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
+
+
 def _short(value: Any) -> str:
+    """A value as messages show it, cut where it is long."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _MOST**2:
+        return f"a number of about {int(math.log10(abs(value))) + 1} digits"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -5,8 +5,8 @@ experts), each holding E/n consecutive experts, G groups of E/G consecutive expe
 may use M (`n_group` and `topk_group` of a config.json).
 
 Every function takes numbers or numpy arrays that broadcast. Numbers are computed in exact
-fractions and rounded once; an array is computed in float64, block by block, and is nan where a
-point is illegal. Tokens are routed independently of each other, and all experts are alike.
+fractions; an array is computed in float64, each different point once, and is nan where a point is
+illegal. Tokens are routed independently of each other, and all experts are alike.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def expected_distinct(
     exact for the rules "uniform" and "max" with any continuous scores, wherever the borders of
     destinations and groups lie. "top2_sum" depends on how scores are distributed, so it is
     answered with "max": 0.8 % off for DeepSeek-V3's numbers, 2.8 % at worst in what was simulated
-    (docs/all-to-all.md), where "uniform" is 9 to 12 % too low. A `limit` of G, or one group, is
+    (docs/all-to-all.md), where "uniform" is 7 to 12 % too low. A `limit` of G, or one group, is
     no limit. Raises UserError for illegal numbers; arrays give nan there.
     """
     given = (experts, top_k, destinations, *_group_limit(groups, limit))

@@ -361,6 +361,8 @@ def test_every_number_leads_to_its_sources():
 
 # Illegal input
 
+LEGAL = {"tokens": 64, "hidden": 7168, "experts": 256, "top_k": 8, "ep": 64, "node": 8}
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -383,9 +385,8 @@ def test_every_number_leads_to_its_sources():
     ],
 )
 def test_illegal_numbers_are_refused(change, message):
-    legal = dict(tokens=64, hidden=7168, experts=256, top_k=8, ep=64, node=8)
     with pytest.raises(UserError, match=message):
-        all_to_all(**legal | change)
+        all_to_all(**LEGAL | change)
 
 
 def test_illegal_layers_are_refused():
@@ -395,13 +396,12 @@ def test_illegal_layers_are_refused():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_illegal_points_of_arrays_are_nan(policy):
-    legal = dict(tokens=64, hidden=7168, experts=256, top_k=8, ep=64, node=8)
     bad = [
         {}, {"ep": 48}, {"ep": 0}, {"node": 12}, {"node": 0}, {"top_k": 257}, {"top_k": 2.5},
         {"hidden": 0}, {"tokens": -1}, {"experts": 255}, {"imbalance": 0.5}, {"n_group": 3},
         {"topk_group": 2},
     ]  # fmt: skip
-    defaults = legal | {"imbalance": 1.0, "n_group": 1, "topk_group": 1}
+    defaults = LEGAL | {"imbalance": 1.0, "n_group": 1, "topk_group": 1}
     columns = {name: np.array([(defaults | b)[name] for b in bad]) for name in defaults}
     result = all_to_all(**columns, policy=policy)
     for kind in (*KINDS, "total_sent", "busiest", "slowest"):

@@ -258,11 +258,16 @@ def test_arrays_broadcast_and_illegal_points_are_nan():
 
 
 def test_keys_too_large_for_one_integer_are_still_told_apart():
-    n = np.array([1, 2, 4]) * 2**20
-    big = np.array([1, 3, 5]) * 2**30
-    together = expected_distinct(big, np.array([2, 3, 4]), n, np.array([2, 4, 8]) * 2**20, 2**20)
-    points = zip(big, (2, 3, 4), n, np.array([2, 4, 8]) * 2**20, strict=True)
-    singly = [expected_distinct(*map(np.atleast_1d, point), 2**20)[0] for point in points]
+    columns = [
+        np.array([2, 3, 4]) * 2**29,
+        [2, 3, 4],
+        np.array([2**29, 3 * 2**28, 2**30]),
+        [4, 2, 8],
+    ]
+    together = expected_distinct(*columns, 2)
+    points = zip(*columns, strict=True)
+    singly = [expected_distinct(*map(np.atleast_1d, point), 2)[0] for point in points]
+    assert len(set(singly)) == 3
     np.testing.assert_array_equal(together, singly)
 
 

@@ -1,0 +1,238 @@
+"""The command line: parse, call, render; a few lines a command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from moeplan.errors import UserError
+
+app = typer.Typer(
+    name="moeplan",
+    help="What a Mixture-of-Experts model costs: exact, explained, measured.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str | None, typer.Argument(help="A preset, or a path to a config.json or its folder.")
+]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="A preset's name or alias.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A config.json, or a folder that holds one.")
+]
+Context = Annotated[str | None, typer.Option(help="Tokens of a sequence (4096, 128k).")]
+Batch = Annotated[int | None, typer.Option(help="Sequences prefilled or decoded together.")]
+Microbatch = Annotated[int | None, typer.Option(help="Sequences of a training microbatch.")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens a GPU brings to an exchange.")]
+Ep = Annotated[int | None, typer.Option(help="Expert parallelism: GPUs that share the experts.")]
+Node = Annotated[int | None, typer.Option(help="GPUs of a node within that group.")]
+Imbalance = Annotated[float | None, typer.Option(help="Load of the fullest GPU over the mean.")]
+Attention = Annotated[str | None, typer.Option(help="Scores that count: causal or full.")]
+Weights = Annotated[str | None, typer.Option(help="Weight format; else the checkpoint's own.")]
+Cache = Annotated[str | None, typer.Option(help="Format of the key-value cache.")]
+Dispatch = Annotated[str | None, typer.Option(help="Format of dispatched rows.")]
+Combine = Annotated[str | None, typer.Option(help="Format of combined rows.")]
+Policy = Annotated[str | None, typer.Option(help="Sent once: copies, per-gpu or per-node.")]
+Optimizer = Annotated[str | None, typer.Option(help="Training state, such as adamw-fp32.")]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="GPU, or a TOML file with one.")]
+Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as $2/h.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document, and nothing else.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Tables as Markdown.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Tables as CSV.")]
+
+
+def _scenario(context: str | None, **given: Any) -> dict[str, Any]:
+    if context is not None:
+        from moeplan.units import parse
+
+        given["context"] = parse(context, "count", where="--context")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _one_model(model: str | None, preset: str | None, config: Path | None) -> Any:
+    from moeplan.load import load_config, load_model, load_preset
+
+    given = [x for x in (model, preset, config) if x is not None]
+    if len(given) != 1:
+        found = "nothing" if not given else "several"
+        raise UserError(
+            f"one model is needed and {found} was given: "
+            "use --preset NAME (see `moeplan presets`) or --config PATH"
+        )
+    if preset is not None:
+        return load_preset(preset)
+    return load_config(config) if config is not None else load_model(str(model))
+
+
+def _output(as_json: bool, markdown: bool, as_csv: bool) -> Literal["rich", "json", "md", "csv"]:
+    chosen = [n for n, on in (("json", as_json), ("markdown", markdown), ("csv", as_csv)) if on]
+    if len(chosen) > 1:
+        raise UserError(f"one output is needed: --{' and --'.join(chosen)} exclude each other")
+    kinds: dict[str, Literal["json", "md", "csv"]] = {"json": "json", "markdown": "md", "csv": "csv"}
+    return kinds[chosen[0]] if chosen else "rich"
+
+
+def _show(tables: Any, output: str) -> None:
+    from moeplan.report import tables as draw
+
+    if output == "md":
+        sys.stdout.write(draw.to_markdown(tables))
+    elif output == "csv":
+        sys.stdout.write(draw.to_csv(tables))
+    else:
+        from rich.console import Console
+
+        draw.print_tables(tables, Console(highlight=False))
+
+
+@app.command()
+def estimate(
+    model: Model = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    context: Context = None,
+    batch: Batch = None,
+    microbatch: Microbatch = None,
+    tokens: Tokens = None,
+    ep: Ep = None,
+    node: Node = None,
+    imbalance: Imbalance = None,
+    attention: Attention = None,
+    weights: Weights = None,
+    cache: Cache = None,
+    dispatch: Dispatch = None,
+    combine: Combine = None,
+    policy: Policy = None,
+    optimizer: Optimizer = None,
+    gpu: GpuOption = None,
+    price: Price = None,
+    detail: Annotated[bool, typer.Option(help="Layers, kept activations and op rows too.")] = False,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    as_csv: Csv = False,
+) -> None:
+    """Parameters, FLOPs, memory, all-to-all traffic, floor time and cost of one model."""
+    from moeplan import api
+    from moeplan.report.estimate_tables import estimate_tables
+
+    output = _output(as_json, markdown, as_csv)
+    scenario = _scenario(
+        context, batch=batch, microbatch=microbatch, tokens=tokens, ep=ep, node=node,
+        imbalance=imbalance, attention=attention, weights=weights, cache=cache, dispatch=dispatch,
+        combine=combine, policy=policy, optimizer=optimizer, gpu=gpu, price=price,
+    )  # fmt: skip
+    result = api.estimate(_one_model(model, preset, config), **scenario)
+    if output == "json":
+        print(result.to_json())
+    else:
+        _show(estimate_tables(result, detail=detail), output)
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="A preset, or a path to a config.json.")],
+    path: Annotated[str, typer.Argument(help="A path of the JSON result: params.active.all")],
+    depth: Annotated[int | None, typer.Option(min=0, help="Levels to show.")] = None,
+    context: Context = None,
+    batch: Batch = None,
+    ep: Ep = None,
+    node: Node = None,
+    weights: Weights = None,
+    gpu: GpuOption = None,
+) -> None:
+    """Show how a number came about: formula, inputs, and the source of each input."""
+    from moeplan import api
+    from moeplan.report.explanation import explain_lines
+
+    scenario = _scenario(context, batch=batch, ep=ep, node=node, weights=weights, gpu=gpu)
+    found = api.explain(model, path, **scenario)
+    for line in explain_lines(path, found, depth):
+        print(line)
+
+
+@app.command()
+def presets(
+    search: Annotated[str, typer.Option(help="Words that a preset must hold.")] = "",
+    as_json: Json = False,
+    markdown: Markdown = False,
+    as_csv: Csv = False,
+) -> None:
+    """List the models that --preset knows, each with its size, source and date."""
+    from moeplan.report.lists import preset_rows, preset_table
+
+    output = _output(as_json, markdown, as_csv)
+    rows = preset_rows(search)
+    if output == "json":
+        _print_json(rows)
+    else:
+        _show([preset_table(rows, search)], output)
+
+
+@app.command()
+def hardware(
+    gpu: GpuOption = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    as_csv: Csv = False,
+) -> None:
+    """List the GPUs with their datasheet figures, sources and prices, or show one."""
+    from moeplan.report.lists import hardware_rows, hardware_tables
+
+    output = _output(as_json, markdown, as_csv)
+    rows = hardware_rows(gpu)
+    if output == "json":
+        _print_json(rows)
+    else:
+        _show(hardware_tables(rows, single=gpu is not None), output)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the result of `estimate --json`."""
+    from moeplan.report.schema import json_schema
+
+    _print_json(json_schema())
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _version(on: bool) -> None:
+    if on:
+        from moeplan._version import __version__
+
+        print(f"moeplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What a Mixture-of-Experts model costs: exact, explained, measured."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as problem:
+        print(f"moeplan: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader (head, less) has closed: nothing to say
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

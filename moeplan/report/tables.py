@@ -1,0 +1,106 @@
+"""Tables as data, drawn for a terminal, as Markdown or as CSV: computing and drawing stay apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Column", "Table", "print_tables", "to_csv", "to_markdown"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading and how its cells stand: numbers right, words left."""
+
+    title: str
+    align: Literal["left", "right"] = "right"
+
+
+@dataclass
+class Table:
+    """Rows of text under headings. notes stand below, a total row is set apart.
+
+    `values` holds the bare numbers of each row for CSV, where they differ from the text.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    total: Sequence[str] | None = None
+    values: list[Sequence[Any]] | None = None
+
+    def all_rows(self) -> list[Sequence[str]]:
+        """The rows with the total last."""
+        return [*self.rows, self.total] if self.total is not None else list(self.rows)
+
+
+def print_tables(tables: Iterable[Table], console: Console) -> None:
+    """Draw tables one below the other on a rich console; nothing is wider than the console."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    for number, table in enumerate(tables):
+        if number:
+            console.print()
+        console.print(Text(table.title, style="bold"))
+        drawn = RichTable(
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1),
+            show_header=any(column.title for column in table.columns),
+            header_style="bold",
+        )
+        for column in table.columns:
+            drawn.add_column(column.title, justify=column.align, overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        if table.total is not None:
+            drawn.add_section()
+            drawn.add_row(*(Text(cell, style="bold") for cell in table.total))
+        if table.columns:
+            console.print(drawn)
+        for note in table.notes:
+            console.print(Text(note, style="dim"), soft_wrap=False)
+
+
+def to_markdown(tables: Iterable[Table]) -> str:
+    """GitHub-flavoured Markdown, one heading a table."""
+    out: list[str] = []
+    for table in tables:
+        out += [f"### {table.title}", ""]
+        if table.columns:
+            out.append(_line([column.title for column in table.columns]))
+            out.append(_line(["---:" if c.align == "right" else "---" for c in table.columns]))
+            out += [_line(row) for row in table.rows]
+            if table.total is not None:
+                out.append(_line([f"**{cell}**" if cell else "" for cell in table.total]))
+            out.append("")
+        out += [f"- {note}" for note in table.notes]
+        out += [""] if table.notes else []
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def to_csv(tables: Iterable[Table]) -> str:
+    """One CSV text: a table's name in the first column, bare numbers where the table has them."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for table in tables:
+        if table.columns:
+            writer.writerow(["table", *(column.title for column in table.columns)])
+            rows = table.values if table.values is not None else table.all_rows()
+            for row in rows:
+                writer.writerow([table.title, *row])
+    return buffer.getvalue()
