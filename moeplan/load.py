@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["load_config", "load_model", "load_preset"]
 _QUANTISATION_FILE = "hf_quant_config.json"
 
 
+@lru_cache(maxsize=None)
 def load_preset(name: str) -> ModelSpec:
     """The model of a preset; its provenance names the preset's source and date."""
     found = preset(name)

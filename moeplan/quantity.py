@@ -18,12 +18,14 @@ import numpy as np
 
 __all__ = [
     "Inputs",
+    "Later",
     "Number",
     "Quantity",
     "Source",
     "compile_formula",
     "derive",
     "evaluate",
+    "evaluator",
     "plain",
     "register",
     "total",
@@ -104,6 +106,27 @@ def compile_formula(formula: str) -> tuple[CodeType, tuple[str, ...]]:
 def evaluate(formula: str, values: Mapping[str, Number]) -> Number:
     """Evaluate a formula written in this package (never user text) over plain values."""
     return eval(compile_formula(formula)[0], _FUNCTIONS, values)  # noqa: S307 - our own text
+
+
+def evaluator(formula: str) -> Callable[..., Number]:
+    """A function of the formula's symbols, for numbers that need no explanation of their own."""
+    return lambda **values: evaluate(formula, values)
+
+
+class Later:
+    """A part of a result that is made when somebody looks at it, and then kept."""
+
+    __slots__ = ("_make", "_made")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make: Callable[[], Any] | None = make
+        self._made: Any = None
+
+    def __call__(self) -> Any:
+        """The part itself."""
+        if self._make is not None:
+            self._made, self._make = self._make(), None
+        return self._made
 
 
 Inputs: TypeAlias = "Mapping[str, Quantity] | Callable[[], Mapping[str, Quantity]]"
@@ -259,7 +282,10 @@ def _as_number(value: Any) -> Number:
 
 def plain(value: Any) -> Number:
     """The bare number of a Quantity, or the number itself (lists become float64 arrays)."""
-    return value.value if isinstance(value, Quantity) else _as_number(value)
+    kind = type(value)
+    if kind is Quantity:
+        return value.value
+    return value if kind is int or kind is float else _as_number(value)
 
 
 def derive(formula: str, unit: str = "", *, symbol: str = "", note: str = "", **inputs: Any) -> Quantity:

@@ -18,7 +18,7 @@ from moeplan.estimate.memory import kv_cache
 from moeplan.estimate.parameters import parameters
 from moeplan.estimate.scenario import Scenario
 from moeplan.model.spec import ModelSpec
-from moeplan.quantity import Quantity
+from moeplan.quantity import Later, Quantity
 
 __all__ = ["SCHEMA_VERSION", "Estimate"]
 
@@ -118,6 +118,7 @@ class Estimate:
                 allowed = ", ".join(choices) or "nothing below it"
                 raise UserError(f"path {path!r}: {at} has no {part!r}{hint}; it holds {allowed}")
             here = here[int(part)] if isinstance(here, list) else here[part]
+            here = here() if isinstance(here, Later) else here
             walked.append(part)
         return here
 
@@ -133,6 +134,8 @@ def _keys(here: Any) -> list[str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Quantity):
         return _plain(value.value)
+    if isinstance(value, Later):
+        return _plain(value())
     if isinstance(value, Mapping):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):

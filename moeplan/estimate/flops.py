@@ -9,9 +9,10 @@ kernel computes again (flash attention, recomputation) is not counted.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from moeplan.estimate.fold import MODEL, MTP, by_component, lines
+from moeplan.estimate.fold import MODEL, MTP, Part, by_component, lines
 from moeplan.model.ops import Component
 from moeplan.model.spec import ModelSpec, Role
 from moeplan.model.workload import Mask, Workload
@@ -24,7 +25,7 @@ UNIT = "FLOP"
 
 def forward(spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL) -> Number:
     """FLOPs of one forward pass, a bare number or array."""
-    return sum(line.count * line.evaluate(line.op.flops) for line in lines(spec, work, roles))
+    return sum(line.group.number * line.flops for line in lines(spec, work, roles))
 
 
 def forward_by_component(
@@ -33,7 +34,13 @@ def forward_by_component(
     """FLOPs of one forward pass per component, explained."""
     return by_component(
         (
-            (line.group, line.op.component, line.op.name, line.quantity(line.op.flops, UNIT))
+            Part(
+                line.group,
+                line.op.component,
+                line.op.name,
+                line.flops,
+                partial(line.quantity, line.op.flops, UNIT),
+            )
             for line in lines(spec, work, roles)
             if line.op.flops != "0"
         ),
@@ -71,15 +78,15 @@ def flops(spec: ModelSpec, context: Number | Quantity, mask: Mask = "causal") ->
     sequence = Workload("train", B=1, S=context, C=context, mask=mask)
     other: Mask = "full" if mask == "causal" else "causal"
     decode = Workload("decode", B=1, S=1, C=context, mask=mask)
-    main = _counted(spec, sequence)
+    main, decoding = _counted(spec, sequence), _counted(spec, decode)
     out: dict[str, Any] = {
         "context": context,
         "attention": mask,
         **main,
         other: _without_parts(_counted(spec, replace(sequence, mask=other))),
         "prefill_per_sequence": main["forward_per_sequence"],
-        "decode_per_token": _counted(spec, decode)["forward_per_token"],
-        "decode_by_component": _counted(spec, decode)["by_component"],
+        "decode_per_token": decoding["forward_per_token"],
+        "decode_by_component": decoding["by_component"],
     }
     if any(group.role == "mtp" for group in spec.groups):
         module = _per_token(_summed(forward_by_component(spec, sequence, MTP)), sequence)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
-from moeplan.model.ops import COMPONENTS, Block, Component, Op, Weight
+from moeplan.model.ops import COMPONENTS, Block, Component, Op, Size, Weight
 from moeplan.model.spec import Group, ModelSpec, Role
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number, Quantity, compile_formula, derive, evaluate, plain, total
@@ -15,9 +15,12 @@ __all__ = [
     "MODEL",
     "MTP",
     "Line",
+    "Part",
     "Tensor",
     "by_component",
+    "group_label",
     "lines",
+    "over_groups",
     "over_layers",
     "tensors",
 ]
@@ -33,6 +36,11 @@ class Tensor:
     group: Group
     block: Block
     weight: Weight
+
+    @property
+    def size(self) -> Size:
+        """The weight's numbers in one layer."""
+        return self.block.sizes[self.weight.name]
 
     def evaluate(self, formula: str) -> Number:
         """A formula in the block's symbols."""
@@ -53,20 +61,28 @@ def tensors(spec: ModelSpec, roles: tuple[Role, ...] = MODEL) -> Iterator[Tensor
     for group in spec.groups:
         if group.role in roles:
             for block in group.blocks:
-                for weight in block.weights():
+                for weight in block.tensors:
                     if weight.tied is None:
                         yield Tensor(group, block, weight)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
-    """An operation where it stands, with the numbers of its workload."""
+    """An operation where it stands, with its numbers for one layer.
+
+    flops: of the forward pass. moved: activation elements read and written. cached: cache elements
+    read. uses: copies of each weight that are read.
+    """
 
     group: Group
     block: Block
     op: Op
     work: Workload
     env: Mapping[str, Number]
+    flops: Number
+    moved: Number
+    cached: Number
+    uses: Number
 
     def evaluate(self, formula: str) -> Number:
         """A formula in the block's and the workload's symbols, for one layer."""
@@ -89,10 +105,10 @@ class Line:
             return derive("B*S", "tokens", symbol="T", **{k: given[k] for k in "BS"})
         return self.quantity(self.block.locals(self.work)[name], "").named(name)
 
-    @cached_property
+    @property
     def count(self) -> Number:
         """Layers that hold this operation."""
-        return plain(self.group.count)
+        return self.group.number
 
 
 def lines(spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL) -> list[Line]:
@@ -107,7 +123,13 @@ def lines(spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL) -> l
         here = source if group.role == "encoder" else work
         for block in group.blocks:
             env = block.environment(here)
-            out += [Line(group, block, op, here, env) for op in block.rows(here)]
+            ops, formula = block.operations(here)
+            for op, (flops, read, write, cached, uses) in zip(
+                ops, evaluate(formula, env), strict=True
+            ):
+                out.append(
+                    Line(group, block, op, here, env, flops, read + write, cached, uses)
+                )
     return out
 
 
@@ -116,34 +138,50 @@ def over_layers(group: Group, per_layer: Quantity, unit: str) -> Quantity:
     if not group.is_layer:
         return per_layer
     return Quantity(
-        group.quantity.value * per_layer.value,
+        group.number * per_layer.value,
         unit,
         formula="layers * per_layer",
-        inputs={"layers": group.quantity, "per_layer": per_layer},
+        inputs=lambda: {"layers": group.quantity, "per_layer": per_layer},
     )
 
 
-def by_component(
-    parts: Iterable[tuple[Group, Component, str, Quantity]], unit: str
-) -> dict[Component, Quantity]:
-    """Sum explained parts per component: over the rows of a layer, the layers, the groups.
+class Part(NamedTuple):
+    """A row of one layer, to be summed: its number now, its explanation when somebody asks."""
 
-    Parts are (group, component, row name, quantity of one layer). Components that the model does
-    not have are left out; the order is that of COMPONENTS.
+    group: Group
+    component: Component
+    name: str
+    value: Number
+    explain: Callable[[], Quantity]
+
+
+def by_component(parts: Iterable[Part], unit: str) -> dict[Component, Quantity]:
+    """Sum parts per component: over the rows of a layer, the layers, the groups.
+
+    Components that the model does not have are left out; the order is that of COMPONENTS.
     """
-    grouped: dict[Component, dict[int, tuple[Group, list[tuple[str, Quantity]]]]] = {}
-    for group, component, name, quantity in parts:
-        rows = grouped.setdefault(component, {}).setdefault(id(group), (group, []))[1]
-        rows.append((name, quantity))
-    out: dict[Component, Quantity] = {}
-    for component in COMPONENTS:
-        if component in grouped:
-            layers = [
-                (group_label(group), over_layers(group, total(rows, unit), unit))
-                for group, rows in grouped[component].values()
-            ]
-            out[component] = layers[0][1] if len(layers) == 1 else total(layers, unit)
-    return out
+    grouped: dict[Component, list[Part]] = {}
+    for part in parts:
+        grouped.setdefault(part.component, []).append(part)
+    return {c: over_groups(grouped[c], unit) for c in COMPONENTS if c in grouped}
+
+
+def over_groups(parts: list[Part], unit: str) -> Quantity:
+    """Sum parts over the rows of a layer, the layers of a group, and the groups."""
+    value = sum(part.group.number * part.value for part in parts)
+
+    def inputs() -> Mapping[str, Quantity]:
+        groups: dict[int, list[Part]] = {}
+        for part in parts:
+            groups.setdefault(id(part.group), []).append(part)
+        return {
+            group_label(rows[0].group): over_layers(
+                rows[0].group, total([(row.name, row.explain()) for row in rows], unit), unit
+            )
+            for rows in groups.values()
+        }
+
+    return Quantity(value, unit, formula="sum over layers", inputs=inputs)
 
 
 def group_label(group: Group) -> str:

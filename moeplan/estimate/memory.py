@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 from moeplan.errors import UserError, near_miss
-from moeplan.estimate.fold import MODEL, Line, Tensor, by_component, lines, over_layers, tensors
+from moeplan.estimate.fold import MODEL, Line, Part, Tensor, by_component, lines, over_layers, tensors
 from moeplan.model.formats import Format, format_named
 from moeplan.model.ops import CacheEntry, Component, Kept
 from moeplan.model.spec import Group, ModelSpec, Role
@@ -14,6 +16,7 @@ from moeplan.model.workload import Workload
 from moeplan.quantity import Number, Quantity, Source, compile_formula, derive, evaluate, plain, total
 
 __all__ = [
+    "LayerBytes",
     "OPTIMIZERS",
     "SELECTIVE",
     "Optimizer",
@@ -30,26 +33,17 @@ UNIT = "B"
 
 
 # ---------------------------------------------------------------------------------- weights
-def _sizes(tensor: Tensor) -> dict[str, Number]:
-    """n, r, c, e of a tensor in one layer: elements of all copies, rows, columns, copies."""
-    weight = tensor.weight
-    dims = [tensor.evaluate(d) for d in weight.dims]
-    rows, columns = (1, dims[0]) if len(dims) == 1 else (dims[0], dims[-1])
-    if weight.transposed:
-        rows, columns = columns, rows
-    return {
-        "n": tensor.evaluate(weight.elements),
-        "r": rows,
-        "c": columns,
-        "e": tensor.evaluate(weight.copies),
-    }
+def _symbols(tensor: Tensor) -> dict[str, Number]:
+    """The symbols of a format's formula: n, r, c, e (elements, rows, columns, copies)."""
+    n, _, r, c, e = tensor.size
+    return {"n": n, "r": r, "c": c, "e": e}
 
 
 def _formats(spec: ModelSpec, tensor: Tensor) -> dict[Format, Number]:
     """Format of a tensor to the number of equal layers that store it so."""
     checkpoint, group, weight = spec.checkpoint, tensor.group, tensor.weight
-    count = plain(group.count)
-    if not checkpoint.per_name or not group.indices:
+    count = group.number
+    if not checkpoint.per_name or not group.indices or not weight.matmul:
         name = next(group.tensor_names(weight), group.prefix + weight.name)
         return {checkpoint.of(weight, name): count}
     out: dict[Format, Number] = {}
@@ -74,14 +68,18 @@ def _stored(tensor: Tensor, fmt: Format, sizes: Mapping[str, Number]) -> Quantit
     )
 
 
-def layer_bytes(spec: ModelSpec) -> dict[tuple[int, str], Number]:
+LayerBytes: TypeAlias = dict[tuple[int, str], Number]
+"""(id of a block, weight name) to bytes."""
+
+
+def layer_bytes(spec: ModelSpec) -> LayerBytes:
     """Bytes of each tensor in one layer (mean over the layers of a group): (id(block), name)."""
-    out: dict[tuple[int, str], Number] = {}
+    out: LayerBytes = {}
     for group in spec.groups:
         for block in group.blocks:
-            for weight in block.weights():
+            for weight in block.tensors:
                 tensor = Tensor(group, block, weight)
-                sizes = _sizes(tensor)
+                sizes = _symbols(tensor)
                 formats = _formats(spec, tensor)
                 if len(formats) == 1:
                     (fmt,) = formats
@@ -97,7 +95,7 @@ def weight_bytes(spec: ModelSpec, roles: tuple[Role, ...] = MODEL) -> Number:
     """Bytes of all tensors as stored, a bare number or array."""
     stored: Number = 0
     for tensor in tensors(spec, roles):
-        sizes = _sizes(tensor)
+        sizes = _symbols(tensor)
         for fmt, count in _formats(spec, tensor).items():
             stored = stored + count * evaluate(fmt.bytes, sizes)
     return stored
@@ -108,15 +106,16 @@ def weights_by_component(
 ) -> dict[Component, Quantity]:
     """Bytes of the weights as stored, per component, buffers included, explained."""
 
-    def parts() -> Iterable[tuple[Group, Component, str, Quantity]]:
+    def parts() -> Iterable[Part]:
         for tensor in tensors(spec, roles):
-            sizes, formats = _sizes(tensor), _formats(spec, tensor)
+            sizes, formats = _symbols(tensor), _formats(spec, tensor)
             for fmt, count in formats.items():
                 group = tensor.group
                 if len(formats) > 1:  # part of the layers: a group of its own in the sum
                     group = _part(group, count)
-                name = tensor.weight.name
-                yield group, tensor.weight.component, name, _stored(tensor, fmt, sizes)
+                stored = evaluate(fmt.bytes, sizes)
+                explain = partial(_stored, tensor, fmt, sizes)
+                yield Part(group, tensor.weight.component, tensor.weight.name, stored, explain)
 
     return by_component(parts(), UNIT)
 
@@ -274,39 +273,33 @@ def activations(
     (norms, activation outputs and latent expansions are computed again) and full recomputation
     (only the layer's input is kept).
     """
-    out = []
-    for group in spec.groups:
-        if group.role not in roles or not group.is_layer:
-            continue
-        own = ModelSpec(spec.name, spec.family, (group,))
-        rows = _unique(
-            [
-                (kept, _kept_bytes(line, kept))
-                for line in lines(own, work, (group.role,))
-                for kept in line.op.kept
-            ]
-        )
-        named = [(kept.name, size) for kept, size in rows]
-        chosen = [(k.name, size) for k, size in rows if k.drop not in SELECTIVE]
-        out.append(
-            {
-                "name": group.name,
-                "layers": group.quantity,
-                "by_row": dict(named),
-                "none": total(named, UNIT),
-                "selective": total(chosen, UNIT),
-                "full": named[0][1] if named else total([], UNIT),
-            }
-        )
-    return out
+    rows: dict[int, tuple[Group, list[tuple[Kept, Line]]]] = {}
+    for line in lines(spec, work, roles):
+        if line.group.is_layer:
+            kept = rows.setdefault(id(line.group), (line.group, []))[1]
+            kept += [(k, line) for k in line.op.kept]
+    return [_activations(group, _unique(kept)) for group, kept in rows.values()]
 
 
-def _unique(rows: list[tuple[Kept, Quantity]]) -> list[tuple[Kept, Quantity]]:
+def _activations(group: Group, rows: list[tuple[Kept, Line]]) -> dict[str, Any]:
+    sizes = [(kept, _kept_bytes(line, kept)) for kept, line in rows]
+    named = [(kept.name, size) for kept, size in sizes]
+    chosen = [(kept.name, size) for kept, size in sizes if kept.drop not in SELECTIVE]
+    return {
+        "name": group.name,
+        "layers": group.quantity,
+        "by_row": dict(named),
+        "none": total(named, UNIT),
+        "selective": total(chosen, UNIT),
+        "full": named[0][1] if named else total([], UNIT),
+    }
+
+
+def _unique(rows: list[tuple[Kept, Line]]) -> list[tuple[Kept, Line]]:
     """Rows with equal names told apart, so that none hides another in a mapping."""
     seen: dict[str, int] = {}
     out = []
-    for kept, size in rows:
+    for kept, line in rows:
         n = seen[kept.name] = seen.get(kept.name, 0) + 1
-        name = kept.name if n == 1 else f"{kept.name}_{n}"
-        out.append((Kept(name, kept.elements, kept.bits, kept.drop), size))
+        out.append((kept if n == 1 else replace(kept, name=f"{kept.name}_{n}"), line))
     return out

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from moeplan.estimate.fold import MODEL, MTP, Tensor, by_component, group_label, tensors
+from moeplan.estimate.fold import MODEL, MTP, Part, Tensor, by_component, group_label, tensors
 from moeplan.model.ops import Component
 from moeplan.model.spec import ModelSpec, Role
-from moeplan.quantity import Quantity, evaluate, plain, total
+from moeplan.quantity import Number, Quantity, total
 
 __all__ = ["active", "count", "parameters"]
 
 UNIT = "parameters"
 
 
-def _elements(tensor: Tensor) -> str:
-    return tensor.weight.elements
+class _Fold(NamedTuple):
+    """What is counted of a tensor: its number, and the formula that explains it."""
+
+    number: Callable[[Tensor], Number]
+    formula: Callable[[Tensor], str]
+
+    def part(self, t: Tensor) -> Part:
+        explain = lambda: t.quantity(self.formula(t), UNIT)  # noqa: E731 - made only when asked
+        return Part(t.group, t.weight.component, t.weight.name, self.number(t), explain)
 
 
-def _active(tensor: Tensor) -> str:
-    return tensor.weight.active_elements
+_ALL = _Fold(lambda t: t.size.elements, lambda t: t.weight.elements)
+_ACTIVE = _Fold(lambda t: t.size.active, lambda t: t.weight.active_elements)
 
 
 def _components(
     spec: ModelSpec,
-    formula: Callable[[Tensor], str],
+    fold: _Fold,
     roles: tuple[Role, ...] = MODEL,
     *,
     buffers: bool = False,
 ) -> dict[Component, Quantity]:
     return by_component(
         (
-            (t.group, t.weight.component, t.weight.name, t.quantity(formula(t), UNIT))
+            fold.part(t)
             for t in tensors(spec, roles)
             if t.weight.buffer is buffers
         ),
@@ -43,20 +50,23 @@ def _components(
 def count(spec: ModelSpec) -> Any:
     """Total parameters as a bare number or array: trained tensors, each once, MTP left out."""
     return sum(
-        plain(t.group.count) * evaluate(t.weight.elements, t.block.values)
+        t.group.number * t.size.elements
         for t in tensors(spec)
         if not t.weight.buffer
     )
 
 
-def active(spec: ModelSpec) -> dict[str, Quantity]:
+def active(
+    spec: ModelSpec, components: dict[Component, Quantity] | None = None
+) -> dict[str, Quantity]:
     """Active parameters of one token, under each definition in use.
 
     all: every tensor that a token touches, the whole embedding table included.
     without_input_embedding: without the table that is only looked up (a tied table is also the
     output head's matrix, so it stays). without_embeddings: without input table and output head.
     """
-    components = _components(spec, _active)
+    if components is None:
+        components = _components(spec, _ACTIVE)
     return {
         "all": _sum(components),
         "without_input_embedding": _sum(components, () if spec.tied else ("embedding",)),
@@ -70,13 +80,13 @@ def _sum(components: dict[Component, Quantity], without: tuple[str, ...] = ()) -
 
 def parameters(spec: ModelSpec) -> dict[str, Any]:
     """The parameters section of an estimate; see `active` for the definitions."""
-    components = _components(spec, _elements)
-    activated = _components(spec, _active)
-    buffers = _components(spec, _elements, buffers=True)
-    mtp, mtp_active = _components(spec, _elements, MTP), _components(spec, _active, MTP)
+    components = _components(spec, _ALL)
+    activated = _components(spec, _ACTIVE)
+    buffers = _components(spec, _ALL, buffers=True)
+    mtp, mtp_active = _components(spec, _ALL, MTP), _components(spec, _ACTIVE, MTP)
     return {
         "total": _sum(components),
-        "active": {**active(spec), "by_component": dict(activated)},
+        "active": {**active(spec, activated), "by_component": dict(activated)},
         "mtp": _sum(mtp),
         "mtp_active": _sum(mtp_active),
         "buffers": _sum(buffers),
@@ -90,7 +100,7 @@ def _by_layer(spec: ModelSpec) -> list[dict[str, Any]]:
     out = []
     for group in spec.groups:
         own = ModelSpec(spec.name, spec.family, (group,))
-        totals = _per_layer(own, _elements)
+        totals = _per_layer(own, _ALL)
         if group.is_layer and totals:
             out.append(
                 {
@@ -98,7 +108,7 @@ def _by_layer(spec: ModelSpec) -> list[dict[str, Any]]:
                     "role": group.role,
                     "layers": group.quantity,
                     "total": _sum(totals),
-                    "active": _sum(_per_layer(own, _active)),
+                    "active": _sum(_per_layer(own, _ACTIVE)),
                     "by_component": dict(totals),
                 }
             )
@@ -106,12 +116,12 @@ def _by_layer(spec: ModelSpec) -> list[dict[str, Any]]:
 
 
 def _per_layer(
-    spec: ModelSpec, formula: Callable[[Tensor], str]
+    spec: ModelSpec, fold: _Fold
 ) -> dict[Component, Quantity]:
     rows: dict[Component, list[tuple[str, Quantity]]] = {}
     for t in tensors(spec, ("model", "encoder", "mtp")):
         if not t.weight.buffer:
             rows.setdefault(t.weight.component, []).append(
-                (t.weight.name, t.quantity(formula(t), UNIT))
+                (t.weight.name, t.quantity(fold.formula(t), UNIT))
             )
     return {component: total(parts, UNIT) for component, parts in rows.items()}

@@ -12,6 +12,7 @@ from moeplan.estimate.all_to_all import AllToAll, Traffic, all_to_all
 from moeplan.estimate.fold import MTP
 from moeplan.estimate.memory import (
     activations,
+    layer_bytes,
     optimizer_named,
     training_state,
     weights_by_component,
@@ -178,8 +179,9 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any]:
         "peaks": dict(gpu.peaks),
         "bandwidth": gpu.memory_bandwidth,
     }
+    stored = layer_bytes(spec)
     for name, work in workloads(s).items():
-        found = floor(spec, work, gpu, s["cache"])
+        found = floor(spec, work, gpu, s["cache"], stored)
         tokens = derive("B*S", "tokens", B=work.symbols["B"], S=work.symbols["S"])
         out[name] = {
             "tokens": tokens,

@@ -9,19 +9,19 @@ peak, and a calibrated model has to say which.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from moeplan.cluster.hardware import Gpu
-from moeplan.estimate.fold import Line, lines, over_layers
-from moeplan.estimate.memory import layer_bytes
+from moeplan.estimate.fold import Line, Part, lines, over_groups
+from moeplan.estimate.memory import LayerBytes, layer_bytes
 from moeplan.model.formats import format_named
-from moeplan.model.ops import Weight
+from moeplan.model.ops import Op
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number, Quantity, derive, total
+from moeplan.quantity import Later, Number, Quantity, Source, derive, evaluator, total
 
 __all__ = ["Floor", "floor"]
 
@@ -34,59 +34,53 @@ class Floor:
 
     In training each row's matmuls run three times (forward, input gradient, weight gradient), its
     activations move three times, its weights are read twice, and gradients of all its weights are
-    written, idle experts included.
+    written, idle experts included. `stored` holds the bytes of each tensor in one layer, as
+    `layer_bytes` gives them.
     """
 
-    def __init__(self, spec: ModelSpec, work: Workload, gpu: Gpu, cache: str = "bf16") -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        work: Workload,
+        gpu: Gpu,
+        cache: str = "bf16",
+        stored: LayerBytes | None = None,
+    ) -> None:
         self.spec, self.work, self.gpu = spec, work, gpu
         self.cache_bytes = format_named(cache, "cache format").bits / 8
         self.backward = work.phase == "train"
-        self._stored = layer_bytes(spec)
+        self.stored = layer_bytes(spec) if stored is None else stored
         # exchanges move nothing on one GPU; their bytes are counted by the all-to-all section
         self.lines = [line for line in lines(spec, work) if line.op.kind != "exchange"]
 
-    def flops(self, line: Line) -> Quantity:
+    def flops_formula(self, op: Op) -> str:
         """FLOPs of a row in one layer."""
-        times = "3*" if self.backward and line.op.flops != "0" else ""
-        return line.quantity(f"{times}({line.op.flops})", "FLOP")
+        return f"3*({op.flops})" if self.backward and op.flops != "0" else op.flops
 
-    def traffic(self, line: Line) -> Quantity:
-        """Bytes that a row of one layer moves: activations, cache, weights and their gradients."""
-        op, times = line.op, 3 if self.backward else 1
-        moved = f"{ACTIVATION_BYTES * times}*(({op.read}) + ({op.write}))"
-        parts = [("activations", line.quantity(moved, "B"))]
+    def traffic_formulas(self, op: Op) -> list[tuple[str, str]]:
+        """Bytes of activations and of cache that a row moves, and of gradients it writes."""
+        times = 3 if self.backward else 1
+        out = [("activations", f"{ACTIVATION_BYTES * times}*(({op.read}) + ({op.write}))")]
         if op.cached != "0":
-            size = f"{self.cache_bytes * times:g}*({op.cached})"
-            parts.append(("cache", line.quantity(size, "B")))
-        for weight in op.weights:
-            parts += self._weight_traffic(line, weight)
-        return total(parts, "B")
+            out.append(("cache", f"{self.cache_bytes * times:g}*({op.cached})"))
+        if self.backward:
+            out += [
+                (f"{w.name} (gradient)", f"{GRADIENT_BYTES}*{w.elements}") for w in op.weights
+            ]
+        return out
 
-    def _weight_traffic(self, line: Line, weight: Weight) -> list[tuple[str, Quantity]]:
-        stored = self._stored[id(line.block), weight.name]
-        if line.op.uses == weight.copies:
-            read, formula = stored, "stored"
-        else:
-            uses, copies = line.evaluate(line.op.uses), line.evaluate(weight.copies)
-            read, formula = stored * uses / copies, "stored*uses/copies"
-
-        def inputs() -> Mapping[str, Quantity]:
-            known = {
-                "stored": Quantity(stored, "B", symbol="stored", formula="as stored"),
-                "uses": line.quantity(line.op.uses, "copies"),
-                "copies": line.quantity(weight.copies, "copies"),
-            }
-            return {name: known[name] for name in formula.replace("/", "*").split("*")}
-
-        quantity = Quantity(read, "B", formula=formula, inputs=inputs)
-        if not self.backward:
-            return [(weight.name, quantity)]
-        gradient = line.quantity(f"{GRADIENT_BYTES}*{weight.elements}", "B")
-        return [
-            (weight.name, quantity),
-            (f"{weight.name} (backward)", quantity),
-            (f"{weight.name} (gradient)", gradient),
-        ]
+    def numbers(self, line: Line) -> tuple[Number, Number]:
+        """(compute seconds, memory seconds) of a row in one layer."""
+        times = 3 if self.backward else 1
+        moved = times * (ACTIVATION_BYTES * line.moved + self.cache_bytes * line.cached)
+        for weight in line.op.weights:
+            size = line.block.sizes[weight.name]
+            read = self.stored[id(line.block), weight.name] * line.uses / size.copies
+            moved = moved + read
+            if self.backward:
+                moved = moved + read + GRADIENT_BYTES * size.elements
+        flops = times * line.flops
+        return flops / self.peak(line).value, moved / self.gpu.memory_bandwidth.value
 
     def peak(self, line: Line) -> Quantity:
         """The rate of a row's matmul: of its weights' format where the GPU has it, else bf16."""
@@ -100,64 +94,85 @@ class Floor:
                 return self.gpu.peaks[name]
         return self.gpu.peak(wanted)
 
-    def row(self, line: Line) -> dict[str, Quantity]:
-        """Seconds of a row in one layer: compute, memory, and the larger of the two."""
-        flops, traffic, peak = self.flops(line), self.traffic(line), self.peak(line)
-        bandwidth = self.gpu.memory_bandwidth
-        compute = _ratio("flops", flops, "peak", peak)
-        memory = _ratio("bytes", traffic, "bandwidth", bandwidth)
-        return {"flops": flops, "bytes": traffic, "compute": compute, "memory": memory}
+    def explain(self, line: Line) -> dict[str, Quantity]:
+        """FLOPs, bytes and both times of a row in one layer, explained."""
+        flops = line.quantity(self.flops_formula(line.op), "FLOP")
+        parts = [(name, line.quantity(f, "B")) for name, f in self.traffic_formulas(line.op)]
+        for weight in line.op.weights:
+            stored = Quantity.given(
+                self.stored[id(line.block), weight.name],
+                "B",
+                "stored",
+                Source("config", f"{weight.name} as stored"),
+            )
+            read = derive(
+                "stored*uses/copies",
+                "B",
+                stored=stored,
+                uses=line.quantity(line.op.uses, "copies"),
+                copies=line.quantity(weight.copies, "copies"),
+            )
+            parts.append((weight.name, read))
+            if self.backward:
+                parts.append((f"{weight.name} (backward)", read))
+        moved = total(parts, "B")
+        peak, bandwidth = self.peak(line), self.gpu.memory_bandwidth
+        compute = derive("flops/peak", "s", flops=flops, peak=peak)
+        memory = derive("bytes/bandwidth", "s", bytes=moved, bandwidth=bandwidth)
+        return {
+            "flops": flops,
+            "bytes": moved,
+            "compute": compute,
+            "memory": memory,
+            "lower": derive("max(compute, memory)", "s", compute=compute, memory=memory),
+            "upper": derive("compute + memory", "s", compute=compute, memory=memory),
+        }
 
 
-def _ratio(above: str, x: Quantity, below: str, y: Quantity) -> Quantity:
-    return Quantity(x.value / y.value, "s", formula=f"{above}/{below}", inputs={above: x, below: y})
-
-
-def _larger(compute: Quantity, memory: Quantity) -> Quantity:
-    c, m = compute.value, memory.value
-    either = isinstance(c, np.ndarray) or isinstance(m, np.ndarray)
-    value: Number = np.maximum(c, m) if either else max(c, m)
-    inputs = {"compute": compute, "memory": memory}
-    return Quantity(value, "s", formula="max(compute, memory)", inputs=inputs)
-
-
-def floor(spec: ModelSpec, work: Workload, gpu: Gpu, cache: str = "bf16") -> dict[str, Any]:
+def floor(
+    spec: ModelSpec,
+    work: Workload,
+    gpu: Gpu,
+    cache: str = "bf16",
+    stored: LayerBytes | None = None,
+) -> dict[str, Any]:
     """Lower, sequential and upper floor of a pass, with the rows of one layer of each group."""
-    roofline = Floor(spec, work, gpu, cache)
-    rows = [(line, roofline.row(line)) for line in roofline.lines]
-    for _, row in rows:
-        row["lower"] = _larger(row["compute"], row["memory"])
+    roofline = Floor(spec, work, gpu, cache, stored)
+    numbers = [(line, *roofline.numbers(line)) for line in roofline.lines]
+    larger = evaluator("max(c, m)")
 
-    def summed(key: str) -> Quantity:
-        return total(
-            [
-                (f"{line.group.name}: {line.op.name}", over_layers(line.group, row[key], "s"))
-                for line, row in rows
-            ],
-            "s",
-        )
+    def summed(key: str, pick: Callable[[Number, Number], Number]) -> Quantity:
+        parts = [
+            Part(
+                line.group,
+                line.op.component,
+                line.op.name,
+                pick(c, m),
+                lambda line=line: roofline.explain(line)[key],  # type: ignore[misc]
+            )
+            for line, c, m in numbers
+        ]
+        return over_groups(parts, "s")
 
-    compute, memory = summed("compute"), summed("memory")
+    compute = summed("compute", lambda c, m: c)
+    memory = summed("memory", lambda c, m: m)
     return {
-        "lower": _larger(compute, memory),
-        "sequential": summed("lower"),
+        "lower": derive("max(compute, memory)", "s", compute=compute, memory=memory),
+        "sequential": summed("lower", lambda c, m: larger(c=c, m=m)),
         "upper": derive("compute + memory", "s", compute=compute, memory=memory),
         "compute": compute,
         "memory": memory,
-        "rows": [_row(line, row) for line, row in rows],
+        "rows": Later(lambda: [_row(line, roofline.explain(line)) for line in roofline.lines]),
     }
 
 
 def _row(line: Line, row: dict[str, Quantity]) -> dict[str, Any]:
-    compute, memory = row["compute"], row["memory"]
+    compute, memory = row["compute"].value, row["memory"].value
     return {
         "layer": line.group.name,
         "layers": line.group.quantity,
         "op": line.op.name,
         "component": line.op.component,
         **row,
-        "upper": derive("compute + memory", "s", compute=compute, memory=memory),
-        "bound": np.where(compute.value >= memory.value, "compute", "memory").tolist(),
+        "bound": np.where(compute >= memory, "compute", "memory").tolist(),
     }
-
-

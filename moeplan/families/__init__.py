@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -16,18 +17,35 @@ Family: TypeAlias = Callable[[Config], ModelSpec]
 
 # model_type -> "module.function"; a module is imported when one of its models is read
 FAMILIES: dict[str, str] = {
+    "dbrx": "dbrx.dbrx",
     "deepseek": "deepseek.deepseek",
     "deepseek_v2": "deepseek.deepseek_v2",
     "deepseek_v3": "deepseek.deepseek_v3",
     "glm4_moe": "glm.glm4_moe",
+    "gpt_oss": "gpt_oss.gpt_oss",
+    "granitemoe": "granitemoe.granitemoe",
     "grok-1": "grok.grok_1",
     "kimi_k2": "deepseek.deepseek_v3",
     "llama": "dense.llama",
+    "llama4": "llama4.llama4",
+    "llama4_text": "llama4.llama4_text",
+    "minimax_m2": "minimax_m2.minimax_m2",
     "mistral": "dense.mistral",
     "mixtral": "mixtral.mixtral",
+    "olmoe": "olmoe.olmoe",
+    "phimoe": "phimoe.phimoe",
+    "qwen2": "dense.qwen2",
+    "qwen2_moe": "qwen.qwen2_moe",
     "qwen3": "dense.qwen3",
+    "qwen3_5_moe": "qwen_hybrid.qwen3_5_moe",
+    "qwen3_5_moe_text": "qwen_hybrid.qwen3_5_moe_text",
+    "qwen3_moe": "qwen.qwen3_moe",
+    "qwen3_next": "qwen_hybrid.qwen3_next",
     "switch_transformers": "switch.switch_transformers",
 }
+
+# Baselines without experts; a file of any other family that leaves no layer with experts is wrong.
+_DENSE = frozenset(("llama", "mistral", "qwen2", "qwen3"))
 
 
 def _family(model_type: str) -> Family:
@@ -48,4 +66,20 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
         known = ", ".join(sorted(FAMILIES))
         hint = near_miss(str(model_type), FAMILIES)
         raise config.fail("model_type", f"is {model_type!r}, which is not read{hint}; known: {known}")
-    return _family(model_type)(config)
+    _agree_on_class(config, model_type)
+    spec = _family(model_type)(config)
+    if spec.moe is None and model_type not in _DENSE:
+        raise config.fail("model_type", f"is {model_type!r}, but no layer of it would hold experts")
+    return spec
+
+
+def _agree_on_class(config: Config, model_type: str) -> None:
+    """Refuse a file whose `architectures` names the class of another family."""
+    _, names = config.raw("architectures", default=None)
+    for name in names if isinstance(names, list) else ():
+        words = re.sub("[^a-z0-9]", "", name.lower()) if isinstance(name, str) else ""
+        for other, target in FAMILIES.items():
+            stem = re.sub("[^a-z0-9]", "", other)
+            if re.match(f"{stem}(for|model|lm)", words) and target != FAMILIES[model_type]:
+                problem = f"is {model_type!r}, but architectures names {name}, of {other}"
+                raise config.fail("model_type", problem)

@@ -7,7 +7,7 @@ from typing import Any
 
 from moeplan.errors import near_miss
 from moeplan.families.quantization import read_checkpoint
-from moeplan.families.reader import Config
+from moeplan.families.reader import Config, shown
 from moeplan.model.attention import Attention
 from moeplan.model.basic import Embedding, Head, Norm, Residual
 from moeplan.model.ffn import DenseFFN, MoE
@@ -50,10 +50,10 @@ def attention(
             "num_key_value_heads",
             f"is {kv_heads.value}: it must divide num_attention_heads ({heads.value})",
         )
-    if "head_dim" in c or head_dim is not None:
+    _, given = c.raw("head_dim", default=head_dim)
+    if given is not None:
         width = c.int("head_dim", default=head_dim, symbol="dh")
     else:
-        c.ignore("head_dim")
         if hidden.value % heads.value:
             raise c.fail(
                 "num_attention_heads",
@@ -83,7 +83,7 @@ def layer_types(
         if not isinstance(word, str) or word not in kinds:
             hint = near_miss(word, kinds) if isinstance(word, str) else ""
             allowed = ", ".join(repr(kind) for kind in kinds)
-            raise c.fail("layer_types", f"holds {word!r}: allowed are {allowed}{hint}")
+            raise c.fail("layer_types", f"holds {shown(word)}: allowed are {allowed}{hint}")
     return [kinds[word] for word in words]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moeplan.families.common import attention, decoder, layer_groups, pre_norm, routed_by, selection
 from moeplan.families.mtp import mtp_modules
 from moeplan.families.reader import Config
@@ -78,7 +80,7 @@ def routed_experts(c: Config, routing: Routing, *, shared: int | None) -> MoE:
     )
 
 
-def expert_groups(c: Config, *, default: tuple[int, int] = (1, 1)) -> dict[str, int]:
+def expert_groups(c: Config, *, default: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     """n_group and topk_group; where the file has neither, the class's defaults, noted."""
     experts, k = c.int(*EXPERTS), c.int("num_experts_per_tok")
     if "n_group" in c.data:
@@ -169,16 +171,15 @@ def deepseek_v2(c: Config) -> ModelSpec:
         c.note("topk_method is absent: n_group is set, so the selection is limited to groups")
     fallback = "group_limited_greedy" if several else "greedy"
     method = c.choice("topk_method", allowed=methods, default=fallback)
-    groups = {"groups": 1, "group_limit": 1}
-    if method == "group_limited_greedy":
-        groups = expert_groups(c)
+    groups = expert_groups(c) if method == "group_limited_greedy" else {}
     c.ignore("n_group", "topk_group")
     routing = Routing(
         **groups,
         renormalise=c.flag("norm_topk_prob", default=False),
         scale=c.number("routed_scaling_factor", default=1.0),
     )
-    return moe_model(c, "deepseek_v2", latent_attention(c), routed_experts(c, routing, shared=None), dense=0)
+    moe = routed_experts(c, routing, shared=None)
+    return moe_model(c, "deepseek_v2", latent_attention(c), moe, dense=0)
 
 
 def deepseek_v3(c: Config) -> ModelSpec:

@@ -17,7 +17,7 @@ from typing import Any
 from moeplan.errors import UserError, near_miss
 from moeplan.quantity import Quantity, Source
 
-__all__ = ["Config"]
+__all__ = ["Config", "shown"]
 
 _MISSING = object()
 
@@ -60,7 +60,7 @@ class Config:
     ) -> None:
         if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
             place = f"{path}: {prefix.removesuffix('.')}" if prefix else path
-            raise UserError(f"{place} is {_short(data)}: an object of keys is needed")
+            raise UserError(f"{place} is {shown(data)}: an object of keys is needed")
         self.data = data
         self.path = path
         self.prefix = prefix
@@ -101,7 +101,7 @@ class Config:
         key, value = found[0]
         for other, second in found[1:]:
             if not _same(second, value):
-                problem = f"is {_short(value)} but {other} is {_short(second)}: they must agree"
+                problem = f"is {shown(value)} but {other} is {shown(second)}: they must agree"
                 raise self.fail(key, problem)
         return key, value
 
@@ -120,13 +120,13 @@ class Config:
             return value.named(symbol or value.symbol)
         if isinstance(value, bool) or not isinstance(value, int):
             if not (isinstance(value, float) and value.is_integer()):
-                raise self.fail(key, f"is {_short(value)}: a whole number is needed")
+                raise self.fail(key, f"is {shown(value)}: a whole number is needed")
             value = int(value)
         if most is None:
             most = _MOST_LAYERS if re.search("layer|nextn|mtp", key) else _MOST
         if value < least or value > most:
             bound = f"at least {least}" if value < least else f"at most {most}"
-            raise self.fail(key, f"is {_short(value)}: it must be {bound}")
+            raise self.fail(key, f"is {shown(value)}: it must be {bound}")
         return self._quantity(key, value, symbol, given)
 
     def optional(self, *keys: str, symbol: str = "", least: int = 1) -> Quantity | None:
@@ -140,16 +140,16 @@ class Config:
         """A real number."""
         key, value = self.raw(*keys, default=default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.fail(key, f"is {_short(value)}: a number is needed")
+            raise self.fail(key, f"is {shown(value)}: a number is needed")
         if not abs(value) <= _MOST:  # catches NaN and infinities too
-            raise self.fail(key, f"is {_short(value)}: it must be between -{_MOST} and {_MOST}")
+            raise self.fail(key, f"is {shown(value)}: it must be between -{_MOST} and {_MOST}")
         return float(value)
 
     def flag(self, *keys: str, default: Any = _MISSING) -> bool:
         """true or false."""
         key, value = self.raw(*keys, default=default)
         if not isinstance(value, bool):
-            raise self.fail(key, f"is {_short(value)}: true or false is needed")
+            raise self.fail(key, f"is {shown(value)}: true or false is needed")
         return value
 
     def choice(self, *keys: str, allowed: Iterable[str], default: Any = _MISSING) -> str:
@@ -159,7 +159,7 @@ class Config:
         if not isinstance(value, str) or value not in allowed:
             names = ", ".join(repr(a) for a in allowed)
             hint = near_miss(value, allowed) if isinstance(value, str) else ""
-            raise self.fail(key, f"is {_short(value)}: allowed are {names}{hint}")
+            raise self.fail(key, f"is {shown(value)}: allowed are {names}{hint}")
         return value
 
     def list(self, *keys: str, length: int | None = None, default: Any = _MISSING) -> Any:
@@ -168,7 +168,7 @@ class Config:
         if value is None:
             return None
         if not isinstance(value, (list, tuple)):
-            raise self.fail(key, f"is {_short(value)}: a list is needed")
+            raise self.fail(key, f"is {shown(value)}: a list is needed")
         if length is not None and len(value) != length:
             raise self.fail(key, f"has {len(value)} entries: {length} are needed, one a layer")
         return list(value)
@@ -178,7 +178,7 @@ class Config:
         places = self.list(key, default=None) or []
         for place in places:
             if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < below:
-                problem = f"holds {_short(place)}: whole numbers from 0 to {below - 1} are needed"
+                problem = f"holds {shown(place)}: whole numbers from 0 to {below - 1} are needed"
                 raise self.fail(key, problem)
         return frozenset(places)
 
@@ -199,7 +199,7 @@ class Config:
         _, value = self.raw(key, default=None)
         if value is not None and not any(_same(value, a) for a in allowed):
             names = ", ".join(repr(a) for a in allowed)
-            raise self.fail(key, f"is {_short(value)}: {why}; understood is {names}")
+            raise self.fail(key, f"is {shown(value)}: {why}; understood is {names}")
 
     def ignore(self, *keys: str) -> None:
         """Keys that a family knows and that change nothing counted."""
@@ -233,7 +233,7 @@ class Config:
             known = _IRRELEVANT.match(key) is not None
             if not inert and (meant or (_BEARING.search(key) and not known)):
                 hint = near_miss(key, meant or self.read - set(self.data))
-                raise self.fail(key, f"is {_short(value)}: this family does not read it{hint}")
+                raise self.fail(key, f"is {shown(value)}: this family does not read it{hint}")
             if not known:
                 unread.append(self.prefix + key)
         for child in self._children:
@@ -247,7 +247,7 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def _short(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as messages show it, cut where it is long."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _MOST**2:
         return f"a number of about {int(math.log10(abs(value))) + 1} digits"

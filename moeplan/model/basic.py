@@ -26,9 +26,7 @@ class Embedding(Block):
     def weights(self) -> tuple[Weight, ...]:
         """The table."""
         table = ("V", "D")
-        return (
-            Weight(self.name, table, "embedding", matmul=False, tied=self.tied, shard="vocab"),
-        )
+        return (Weight(self.name, table, "embedding", matmul=False, tied=self.tied, shard="vocab"),)
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """One row read and written per token; no FLOPs."""
@@ -111,9 +109,7 @@ class Head(Block):
 
     def weights(self) -> tuple[Weight, ...]:
         """The matrix [V, D] (none of its own where tied) and its bias."""
-        weight = Weight(
-            f"{self.name}.weight", ("V", "D"), "head", tied=self.tied, shard="column"
-        )
+        weight = Weight(f"{self.name}.weight", ("V", "D"), "head", tied=self.tied, shard="column")
         bias = Weight(f"{self.name}.bias", ("V",), "head", matmul=False, shard="column")
         return (weight, bias) if self.bias else (weight,)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,7 @@ __all__ = [
     "Kept",
     "Op",
     "OpKind",
+    "Size",
     "Weight",
     "linear",
     "pointwise",
@@ -165,6 +166,7 @@ class CacheEntry:
     bits: int | None = None
 
 
+@lru_cache(maxsize=None)
 def _product(terms: tuple[str, ...]) -> str:
     kept = [t if t.isalnum() else f"({t})" for t in terms if t != "1"]
     return "*".join(kept) or "1"
@@ -222,6 +224,31 @@ def _field_names(cls: type) -> tuple[str, ...]:
     return tuple(f.name for f in fields(cls))  # type: ignore[arg-type]
 
 
+class Size(NamedTuple):
+    """A weight's numbers in one layer: elements of all copies, elements that a token touches,
+    rows (outputs) and columns (inputs) of a copy, copies."""
+
+    elements: Number
+    active: Number
+    rows: Number
+    columns: Number
+    copies: Number
+
+
+def _size(weight: Weight, values: Mapping[str, Number]) -> Size:
+    dims = [evaluate(d, values) for d in weight.dims]
+    rows, columns = (1, dims[0]) if len(dims) == 1 else (dims[0], dims[-1])
+    if weight.transposed:
+        rows, columns = columns, rows
+    return Size(
+        evaluate(weight.elements, values),
+        evaluate(weight.active_elements, values),
+        rows,
+        columns,
+        evaluate(weight.copies, values),
+    )
+
+
 class Block:
     """Base of every block. A subclass is a frozen dataclass whose numeric fields are symbols.
 
@@ -252,6 +279,32 @@ class Block:
         for name, formula in self.locals(work).items():
             values[name] = evaluate(formula, values)
         return values
+
+    @cached_property
+    def tensors(self) -> tuple[Weight, ...]:
+        """`weights()`, made once."""
+        return self.weights()
+
+    @cached_property
+    def sizes(self) -> Mapping[str, Size]:
+        """Weight name to its numbers in one layer."""
+        return {w.name: _size(w, self.values) for w in self.tensors}
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str], tuple[tuple[Op, ...], str]]:
+        return {}
+
+    def operations(self, work: Workload) -> tuple[tuple[Op, ...], str]:
+        """`rows(work)` and one formula of all their numbers: (FLOPs, read, write, cached, uses).
+
+        Made once for each phase and mask, which is all that rows may depend on.
+        """
+        key = (work.phase, work.mask)
+        if key not in self._rows:
+            ops = self.rows(work)
+            numbers = (f"({o.flops},{o.read},{o.write},{o.cached},{o.uses})" for o in ops)
+            self._rows[key] = ops, f"({','.join(numbers)},)" if ops else "()"
+        return self._rows[key]
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Further symbols of this block under a workload, each with its formula."""

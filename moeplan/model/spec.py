@@ -43,7 +43,12 @@ class Group:
             return self.count
         return Quantity(plain(self.count), "layers", symbol="layers", note=self.name)
 
-    @property
+    @cached_property
+    def number(self) -> Number:
+        """The number of layers, bare."""
+        return plain(self.count)
+
+    @cached_property
     def is_layer(self) -> bool:
         """Whether this is a layer of the stack (not an embedding, final norm or head)."""
         return "{i}" in self.prefix

@@ -299,7 +299,7 @@ def _ops(e: Estimate, name: str) -> Table:
          Column("upper"), Column("bound", "left")],
     )
     shown = ""
-    for row in e.tree["time"][name]["rows"]:
+    for row in e[f"time.{name}.rows"]:
         label = row["layer"] if row["layer"] != shown else ""
         shown = row["layer"]
         table.rows.append(

@@ -196,10 +196,10 @@ def test_documented_error_of_top2_sum(E, k, G, M, documented, scores):
 @st.composite
 def routings(draw):
     """Legal (E, k, n, G, M), nested or not."""
-    G, n = draw(st.integers(1, 12)), draw(st.integers(1, 24))
+    G, n = draw(st.integers(1, 8)), draw(st.integers(1, 16))
     E = math.lcm(G, n) * draw(st.integers(1, 8))
     M = draw(st.integers(1, G))
-    return E, draw(st.integers(1, min(12, E // G * M))), n, G, M
+    return E, draw(st.integers(1, min(8, E // G * M))), n, G, M
 
 
 @given(routings(), st.sampled_from(["uniform", "max", "top2_sum"]))

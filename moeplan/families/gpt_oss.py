@@ -1,0 +1,77 @@
+"""gpt-oss (arXiv 2508.10925): alternating windows, attention sinks, experts with biases."""
+
+from __future__ import annotations
+
+from moeplan.families.common import (
+    attention,
+    decoder,
+    layer_groups,
+    layer_types,
+    pre_norm,
+    selection,
+)
+from moeplan.families.reader import Config
+from moeplan.model.attention import Attention
+from moeplan.model.ffn import ExpertNames, MoE, Routing
+from moeplan.model.spec import ModelSpec
+from moeplan.quantity import Quantity
+
+__all__ = ["gpt_oss"]
+
+FULL, WINDOW = "full attention", "sliding attention"
+NAMES = ExpertNames(
+    router="mlp.router",
+    experts="mlp.experts.",
+    gate_up="gate_up_proj",
+    suffix="",
+    bias_suffix="_bias",
+)
+
+
+def _attention(c: Config, hidden: Quantity, window: Quantity | None) -> Attention:
+    bias = c.flag("attention_bias", default=True)
+    return attention(
+        c,
+        hidden,
+        grouped=True,
+        head_dim=64,
+        qkv_bias=bias,
+        o_bias=bias,
+        sinks=True,
+        W=window,
+        scope="full" if window is None else "window",
+    )
+
+
+def gpt_oss(c: Config) -> ModelSpec:
+    """Read a gpt-oss config; without `layer_types`, every second layer from the first is windowed."""
+    hidden = c.int("hidden_size", symbol="D")
+    layers = c.int("num_hidden_layers", symbol="L")
+    experts = c.int("num_local_experts", "num_experts", symbol="E")
+    c.ignore("swiglu_alpha")
+    moe = MoE(
+        D=hidden,
+        E=experts,
+        k=selection(c, experts, "num_experts_per_tok", "experts_per_token"),
+        F=c.int("intermediate_size", symbol="F"),
+        activation=c.choice("hidden_act", allowed=("silu",), default="silu"),
+        routing=Routing("softmax_topk", renormalise=True),
+        router_bias=True,
+        expert_bias=True,
+        stacked=True,
+        transposed=True,
+        names=NAMES,
+    )
+    spaced = [FULL if i % 2 else WINDOW for i in range(int(layers.value))]
+    words = {"sliding_attention": WINDOW, "full_attention": FULL}
+    kinds = layer_types(c, int(layers.value), words, spaced)
+    mixers = {FULL: _attention(c, hidden, None)}
+    if WINDOW in kinds:
+        mixers[WINDOW] = _attention(c, hidden, c.int("sliding_window", symbol="W"))
+    c.ignore("sliding_window")
+    groups = layer_groups(
+        [(kind, "moe") for kind in kinds],
+        lambda kind: pre_norm(hidden, mixers[kind[0]], moe),
+        count=layers,
+    )
+    return decoder(c, hidden, groups, name="gpt_oss")

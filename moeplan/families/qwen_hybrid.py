@@ -1,0 +1,198 @@
+"""Qwen3-Next and Qwen3.5-MoE: three gated delta rule layers to one of gated full attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from moeplan.families.common import attention, decoder, layer_groups, layer_types, pre_norm
+from moeplan.families.qwen import shared_expert_moe, sparse_layers
+from moeplan.families.reader import Config
+from moeplan.model.basic import Embedding, Head, Norm, Projection
+from moeplan.model.ffn import DenseFFN, ExpertNames, MoE
+from moeplan.model.linear_attention import GatedDeltaNet
+from moeplan.model.ops import Block
+from moeplan.model.spec import Group, ModelSpec
+from moeplan.quantity import Quantity
+
+__all__ = ["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"]
+
+LINEAR, FULL = "linear attention", "full attention"
+STACKED = ExpertNames(
+    experts="mlp.experts.",
+    gate_up="gate_up_proj",
+    suffix="",
+    shared="mlp.shared_expert.",
+)
+
+
+def _delta_net(
+    c: Config, hidden: Quantity, layout: Literal["paired", "split"]
+) -> GatedDeltaNet:
+    keys = c.int("linear_num_key_heads", default=16, symbol="Hk")
+    values = c.int("linear_num_value_heads", default=32, symbol="Hv")
+    if values.value % keys.value:
+        raise c.fail(
+            "linear_num_key_heads",
+            f"is {keys.value}: it must divide linear_num_value_heads ({values.value})",
+        )
+    return GatedDeltaNet(
+        D=hidden,
+        Hk=keys,
+        Hv=values,
+        dk=c.int("linear_key_head_dim", default=128, symbol="dk"),
+        dv=c.int("linear_value_head_dim", default=128, symbol="dv"),
+        w=c.int("linear_conv_kernel_dim", default=4, symbol="w"),
+        layout=layout,
+    )
+
+
+def _mixer_kinds(c: Config, layers: int) -> list[str]:
+    """The mixer of each layer; layer_types and full_attention_interval must agree."""
+    every = int(c.int("full_attention_interval", default=4).value)
+    spaced = [FULL if (i + 1) % every == 0 else LINEAR for i in range(layers)]
+    words = {"linear_attention": LINEAR, "full_attention": FULL}
+    kinds = layer_types(c, layers, words, spaced)
+    if "full_attention_interval" in c and kinds != spaced:
+        raise c.fail("full_attention_interval", f"is {every}, which layer_types contradicts")
+    return kinds
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where a checkpoint keeps the text model, and what its MTP experts are called."""
+
+    prefix: str = "model."
+
+    @property
+    def embed(self) -> str:
+        return f"{self.prefix}embed_tokens.weight"
+
+
+def _mixers(
+    c: Config, hidden: Quantity, layout: Literal["paired", "split"]
+) -> dict[str, Block]:
+    bias = c.flag("attention_bias", default=False)
+    c.expect("attn_output_gate", [True], "this family's attention has an output gate")
+    full = attention(
+        c,
+        hidden,
+        grouped=True,
+        head_dim=256,
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm="head",
+        gate=True,
+    )
+    return {FULL: full, LINEAR: _delta_net(c, hidden, layout)}
+
+
+def _mtp(
+    c: Config, hidden: Quantity, count: Quantity, layer: tuple[Block, ...], frame: _Frame
+) -> list[Group]:
+    """Multi-token prediction: one input projection, `count` full-attention layers, one norm.
+
+    Names and structure as the released checkpoints have them and serving engines load them. The
+    embedding and the head are the model's own tensors.
+    """
+    vocabulary = c.int("vocab_size", symbol="V")
+    tied = c.data.get("tie_word_embeddings") is True
+    ins = (
+        Embedding(vocabulary, hidden, "embed_tokens.weight", tied=frame.embed),
+        Norm(hidden, "pre_fc_norm_embedding"),
+        Norm(hidden, "pre_fc_norm_hidden"),
+        Projection(I=(2 * hidden).named("I"), O=hidden, name="fc"),
+    )
+    out = (Norm(hidden, "norm"), Head(vocabulary, hidden, frame.embed if tied else "lm_head.weight"))
+    places = tuple(range(int(count.value)))
+    return [
+        Group("MTP input", ins, prefix="mtp.", role="mtp"),
+        Group("MTP layer", layer, count, places, "mtp.layers.{i}.", "mtp"),
+        Group("MTP output", out, prefix="mtp.", role="mtp"),
+    ]
+
+
+def qwen3_next(c: Config) -> ModelSpec:
+    """Read a Qwen3-Next config; its MTP module is counted where the file names one."""
+    hidden = c.int("hidden_size", symbol="D")
+    layers = c.int("num_hidden_layers", symbol="L")
+    count = int(layers.value)
+    c.expect("use_sliding_window", [False], "this family has no sliding windows")
+    mixers = _mixers(c, hidden, "paired")
+    renormalise = c.flag("norm_topk_prob", default=True)
+    moe = shared_expert_moe(c, hidden, renormalise=renormalise)
+    sparse = sparse_layers(c, count)
+    ffns: dict[str, Block] = {"moe": moe}
+    if not all(sparse):
+        ffns["dense"] = DenseFFN(D=hidden, F=c.int("intermediate_size", symbol="F"))
+    c.ignore("intermediate_size")
+
+    def build(kind: tuple[str, ...]) -> tuple[Block, ...]:
+        return pre_norm(hidden, mixers[kind[0]], ffns[kind[1]])
+
+    mixer_kinds = _mixer_kinds(c, count)
+    kinds = [(m, "moe" if s else "dense") for m, s in zip(mixer_kinds, sparse, strict=True)]
+    modules = c.optional("num_nextn_predict_layers", symbol="modules")
+    mtp: list[Group] = []
+    if modules is not None:
+        mtp = _mtp(c, hidden, modules, build((FULL, "moe")), _Frame())
+    else:
+        c.note(
+            "the file names no multi-token-prediction module, so none is counted; the released "
+            "checkpoints hold one"
+        )
+    groups = layer_groups(kinds, build, count=layers)
+    return decoder(c, hidden, groups, name="qwen3_next", mtp=mtp)
+
+
+def _qwen3_5(c: Config, frame: _Frame, **how: Any) -> ModelSpec:
+    hidden = c.int("hidden_size", symbol="D")
+    layers = c.int("num_hidden_layers", symbol="L")
+    c.expect("mlp_only_layers", [[]], "every layer of this family holds experts")
+    c.expect("decoder_sparse_step", [1], "every layer of this family holds experts")
+    c.expect("norm_topk_prob", [True], "this family's chosen weights sum to one")
+    c.expect("mamba_ssm_dtype", ["float32"], "the recurrent state is described in fp32")
+    c.expect("mtp_use_dedicated_embeddings", [False], "MTP embeddings of their own are not described")
+    c.ignore("intermediate_size")
+    mixers = _mixers(c, hidden, "split")
+    moe = shared_expert_moe(c, hidden, renormalise=True, names=STACKED, stacked=True)
+
+    def build(kind: tuple[str, ...]) -> tuple[Block, ...]:
+        return pre_norm(hidden, mixers[kind[0]], moe)
+
+    kinds = [(kind, "moe") for kind in _mixer_kinds(c, int(layers.value))]
+    prefix = f"{frame.prefix}layers.{{i}}."
+    modules = c.optional("mtp_num_hidden_layers", symbol="modules")
+    mtp: list[Group] = []
+    if modules is not None:
+        single: MoE = shared_expert_moe(c, hidden, renormalise=True)  # not stacked in MTP layers
+        mtp = _mtp(c, hidden, modules, pre_norm(hidden, mixers[FULL], single), frame)
+    return decoder(
+        c,
+        hidden,
+        layer_groups(kinds, build, prefix=prefix, count=layers),
+        embed=frame.embed,
+        norm=f"{frame.prefix}norm",
+        mtp=mtp,
+        **how,
+    )
+
+
+def qwen3_5_moe_text(c: Config) -> ModelSpec:
+    """Read the text part of Qwen3.5-MoE as a model of its own."""
+    return _qwen3_5(c, _Frame(), name="qwen3_5_moe_text")
+
+
+def qwen3_5_moe(c: Config) -> ModelSpec:
+    """Read a Qwen3.5-MoE config: the text part; the vision tower is not counted."""
+    text = c.sub("text_config")
+    assert text is not None
+    text.expect("model_type", ["qwen3_5_moe_text"], "the text part is of another family")
+    c.ignore("vision_config")
+    return _qwen3_5(
+        text,
+        _Frame("model.language_model."),
+        name="qwen3_5_moe",
+        wrapper=c,
+        not_counted=("vision tower (vision_config)",),
+    )

@@ -1,0 +1,319 @@
+"""The published schema of an estimate's JSON document: what a reader of it may rely on.
+
+Keys may be added within a major version; none is removed or changes its meaning or unit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["EstimateDocument", "json_schema"]
+
+Number = int | float
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(_Section):
+    """What the model is."""
+
+    name: str
+    title: str
+    family: str
+    """The config's model_type."""
+    source: str
+    """File, or the preset's source and date."""
+    layers: int
+    """Layers, MTP modules left out."""
+    moe_layers: int
+    hidden_size: int
+    vocabulary: int
+    tied_embeddings: bool
+    max_context: int | None
+    not_counted: list[str]
+    """Parts of the file that no figure includes, such as a vision tower."""
+    unread_keys: list[str]
+    """Keys that were not read and are not known to be irrelevant."""
+    experts: int | None = None
+    top_k: int | None = None
+    expert_width: int | None = None
+    shared_width: int | None = None
+    router: str | None = None
+    n_group: int | None = None
+    topk_group: int | None = None
+
+
+class ActiveParameters(_Section):
+    """Parameters that one token touches, by definition."""
+
+    all: int
+    """Every tensor touched, the whole input embedding included."""
+    without_input_embedding: int
+    """Without the table that is only looked up; a tied table stays, the head multiplies by it."""
+    without_embeddings: int
+    """Without input embedding and output head."""
+    by_component: dict[str, int]
+
+
+class LayerParameters(_Section):
+    """One kind of layer."""
+
+    name: str
+    role: Literal["model", "mtp", "encoder"]
+    layers: int
+    total: int
+    active: int
+    by_component: dict[str, int]
+
+
+class Parameters(_Section):
+    """Counts of trained parameters; each tensor once, MTP modules and buffers apart."""
+
+    total: int
+    active: ActiveParameters
+    mtp: int
+    """Parameters of multi-token-prediction modules, without shared embedding and head."""
+    mtp_active: int
+    buffers: int
+    """Values kept in the checkpoint that no gradient trains (selection biases)."""
+    by_component: dict[str, int]
+    by_layer: list[LayerParameters]
+
+
+class FlopsOfMask(_Section):
+    """The same counts under the other attention mask."""
+
+    forward_per_token: Number
+    training_per_token: Number
+    forward_per_sequence: Number
+
+
+class Flops(_Section):
+    """FLOPs; a multiply-add is 2. Training is three times the forward pass."""
+
+    context: int
+    attention: Literal["causal", "full"]
+    forward_per_token: Number
+    training_per_token: Number
+    forward_per_sequence: Number
+    by_component: dict[str, Number]
+    causal: FlopsOfMask | None = None
+    full: FlopsOfMask | None = None
+    prefill_per_sequence: Number
+    decode_per_token: Number
+    decode_by_component: dict[str, Number]
+    mtp_forward_per_token: Number | None = None
+    training_per_token_with_mtp: Number | None = None
+
+
+class Cache(_Section):
+    """Keys, values, latents and recurrent state, in bytes."""
+
+    format: str
+    bytes_per_token: Number
+    """What one token writes in all layers."""
+    bytes_per_token_beyond_windows: Number
+    """What a long sequence still grows by, once windows are full."""
+    fixed_bytes: Number
+    """State of a sequence whatever its length."""
+    batch: int
+    context: int
+    bytes_per_sequence: Number
+    bytes: Number
+    """For `batch` sequences of `context` tokens."""
+
+
+class LayerActivations(_Section):
+    """Kept activations of one layer, in bytes."""
+
+    name: str
+    layers: int
+    by_row: dict[str, Number]
+    none: Number
+    """No recomputation."""
+    selective: Number
+    full: Number
+    """Full recomputation: the layer's input."""
+
+
+class TrainingMemory(_Section):
+    """Training state of all parameters, undivided, in bytes."""
+
+    optimizer: str
+    bytes_per_parameter: Number
+    weights: Number
+    gradients: Number
+    main_parameters: Number
+    moments: Number
+    total: Number
+    microbatch: int
+    activations_per_layer: list[LayerActivations]
+
+
+class ServingMemory(_Section):
+    """Weights and cache against a GPU's capacity, in bytes."""
+
+    weights: Number
+    kv_cache: Number
+    total: Number
+    gpu: str
+    gpu_memory: Number
+    gpus_at_least: int
+
+
+class Memory(_Section):
+    """Memory in bytes."""
+
+    weights: Number
+    """As stored, buffers included, MTP modules apart."""
+    weights_mtp: Number
+    weights_format: str
+    weights_by_component: dict[str, Number]
+    training: TrainingMemory
+    serving: ServingMemory
+
+
+class TrafficOfDirection(_Section):
+    """Bytes that one GPU sends."""
+
+    local: Number
+    """To itself: not sent."""
+    same_node: Number
+    other_nodes: Number
+    """Over the network."""
+    forwarded: Number
+    """Passed on inside a node for rows that came by network."""
+    sent: Number
+    busiest: Number
+    """Upper bound for the fullest GPU, for the imbalance given."""
+
+
+class Exchange(_Section):
+    """Dispatch and combine."""
+
+    dispatch: TrafficOfDirection
+    combine: TrafficOfDirection
+
+
+class AllToAllSection(_Section):
+    """Expert-parallel exchange; null for a dense model."""
+
+    tokens: int
+    ep: int
+    node: int
+    policy: str
+    dispatch_format: str
+    combine_format: str
+    imbalance: Number
+    expected_gpus: Number
+    expected_nodes: Number
+    per_layer: Exchange
+    forward_step: Exchange
+    training_step: Exchange
+
+
+class FloorRow(_Section):
+    """One operation of one layer; seconds, FLOPs, bytes."""
+
+    layer: str
+    layers: int
+    op: str
+    component: str
+    flops: Number
+    bytes: Number
+    compute: Number
+    memory: Number
+    lower: Number
+    upper: Number
+    bound: Literal["compute", "memory"]
+
+
+class Pass(_Section):
+    """Floor of one pass in seconds, and tokens per second at it."""
+
+    tokens: int
+    lower_tokens_per_second: Number
+    sequential_tokens_per_second: Number
+    upper_tokens_per_second: Number
+    lower: Number
+    """Everything overlaps."""
+    sequential: Number
+    """Operations one after the other, each at its own roofline."""
+    upper: Number
+    """Nothing overlaps."""
+    compute: Number
+    memory: Number
+    rows: list[FloorRow]
+
+
+class Time(_Section):
+    """The datasheet's floor on one GPU, memory capacity aside."""
+
+    kind: Literal["floor"]
+    gpu: str
+    peaks: dict[str, Number]
+    bandwidth: Number
+    prefill: Pass
+    decode: Pass
+    training: Pass
+
+
+class Dollars(_Section):
+    """Dollars per million tokens at the floor."""
+
+    lower: Number
+    sequential: Number
+    upper: Number
+
+
+class Cost(_Section):
+    """Cost at the floor; null where no price of the GPU is known."""
+
+    gpu: str
+    price_kind: str
+    dollars_per_gpu_hour: Number
+    prefill_dollars_per_million_tokens: Dollars
+    decode_dollars_per_million_tokens: Dollars
+    training_dollars_per_million_tokens: Dollars
+
+
+class Assumption(_Section):
+    """A value that neither the file nor the user gave."""
+
+    symbol: str
+    value: Number | None
+    unit: str
+    why: str
+
+
+class EstimateDocument(_Section):
+    """The result of `moeplan estimate --json`."""
+
+    schema_version: str = Field(pattern=r"^\d+\.\d+$")
+    moeplan_version: str
+    model: ModelSection
+    params: Parameters
+    flops: Flops
+    kv_cache: Cache
+    memory: Memory
+    all_to_all: AllToAllSection | None
+    time: Time
+    cost: Cost | None
+    assumptions: list[Assumption]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema, titled and versioned."""
+    from moeplan.estimate.estimate import SCHEMA_VERSION
+
+    schema = EstimateDocument.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "moeplan estimate",
+        "version": SCHEMA_VERSION,
+        **{key: value for key, value in schema.items() if key != "title"},
+    }

@@ -1,0 +1,235 @@
+"""The independent oracle: the model that `transformers` builds, tensor by tensor.
+
+Model classes are built on torch's meta device, which needs no memory, and their parameters are
+named as in the hub's checkpoints with transformers' own conversion tables. Nothing here knows a
+formula of moeplan: one side evaluates the rows of a ModelSpec, the other reads shapes of modules.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import pytest
+
+from moeplan.model.ops import Block, Weight
+from moeplan.model.spec import ModelSpec
+from moeplan.quantity import evaluate, plain
+
+__all__ = ["Tensor", "compare", "differences", "oracle", "ours", "theirs"]
+
+# model_type in the file -> what transformers calls the same architecture
+ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
+# Wrappers whose conversion table only fits the whole model; others build their text model.
+WHOLE = frozenset(("llama4",))
+OTHER_PARTS = re.compile(r"(^|\.)(vision_model|multi_modal_projector|visual)\.")
+# Keys that say how weights are stored or loaded, not what they are.
+STORAGE = ("quantization_config", "auto_map", "architectures", "torch_dtype", "dtype")
+
+
+class Tensor(NamedTuple):
+    """A tensor of a checkpoint: shape of one copy, equal copies under `{e}`, trained or not.
+
+    tied: the tensor elsewhere that this name stands for, or None. flat: a stacked tensor may also
+    be stored with its first two dimensions in one.
+    """
+
+    shape: tuple[int, ...]
+    copies: int = 1
+    buffer: bool = False
+    tied: str | None = None
+    flat: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Elements of all copies."""
+        total = self.copies
+        for size in self.shape:
+            total *= size
+        return total
+
+
+# ------------------------------------------------------------------------------------ our side
+def ours(spec: ModelSpec, *, mtp: bool = False) -> tuple[dict[str, Tensor], list[str]]:
+    """Full name to tensor of every row of weights, and what is wrong with the list itself."""
+    found: dict[str, Tensor] = {}
+    faults: list[str] = []
+    for group in spec.groups:
+        if group.role == "mtp" and not mtp:
+            continue
+        if group.is_layer and len(group.indices) != plain(group.count):
+            faults.append(f"{group.name}: {group.indices} are not {plain(group.count)} layers")
+        for block in group.blocks:
+            for weight in block.weights():
+                tensor = _evaluated(weight, block)
+                for name in group.tensor_names(weight):
+                    if name in found:
+                        faults.append(f"{name} is listed twice")
+                    found[name] = tensor
+    return found, faults
+
+
+def _evaluated(weight: Weight, block: Block) -> Tensor:
+    shape = tuple(int(evaluate(dim, block.values)) for dim in weight.dims)
+    copies = int(evaluate(weight.copies, block.values))
+    if weight.stacked:
+        shape, copies = (copies, *shape), 1
+    return Tensor(shape, copies, weight.buffer, weight.tied, flat=weight.stacked)
+
+
+# ---------------------------------------------------------------------------------- their side
+def oracle() -> None:
+    """Skip the test where transformers, torch or the conversion tables are not installed."""
+    pytest.importorskip("torch", reason="needs torch's meta device")
+    pytest.importorskip("transformers", reason="needs the model classes of transformers")
+    pytest.importorskip(
+        "transformers.core_model_loading", reason="needs transformers' names of hub checkpoints"
+    )
+
+
+def theirs(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Hub name to tensor of the model that transformers builds from `config`."""
+    return _theirs(json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=None)
+def _theirs(text: str) -> dict[str, Tensor]:
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.device("meta"):
+        model = _build(json.loads(text))
+    model._weight_conversions = get_model_conversion_mapping(model)
+    saved = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    kinds: dict[tuple[bool, str | None], dict[str, Any]] = {}
+    for name, value in saved.items():
+        twin = first.setdefault(id(value), name)
+        tied = None if twin == name else twin
+        kinds.setdefault((not value.requires_grad, tied), {})[name] = value
+    out: dict[str, Tensor] = {}
+    for (buffer, tied), values in kinds.items():
+        named = revert_weight_conversion(model, values)
+        for name, (shape, copies) in _by_expert(named).items():
+            if not OTHER_PARTS.search(name):
+                out[name] = Tensor(shape, copies, buffer, tied)
+    return out
+
+
+def _build(config: dict[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForSeq2SeqLM as Seq2Seq
+
+    kept = {k: v for k, v in config.items() if k not in STORAGE}
+    kept["model_type"] = ALIASES.get(kept["model_type"], kept["model_type"])
+    read = AutoConfig.for_model(**kept)
+    if kept["model_type"] in WHOLE:
+        return AutoModelForImageTextToText.from_config(read)
+    return (Seq2Seq if read.is_encoder_decoder else AutoModelForCausalLM).from_config(read)
+
+
+def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Fold the experts of a layer into one name with `{e}`; they must be equal and complete."""
+    shapes: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, value in tensors.items():
+        folded, expert = name, -1
+        if match := re.search(r"\bexperts\.(?:expert_)?(\d+)\.", name):
+            folded = name[: match.start(1)] + "{e}" + name[match.end(1) :]
+            expert = int(match[1])
+        shapes.setdefault(folded, {})[expert] = tuple(value.shape)
+    out = {}
+    for name, by_expert in shapes.items():
+        places = [0] if -1 in by_expert else sorted(by_expert)
+        assert places == list(range(len(by_expert))), f"{name}: experts {sorted(by_expert)}"
+        (shape,) = set(by_expert.values())
+        out[name] = shape, len(by_expert)
+    return out
+
+
+# ----------------------------------------------------------------------------------- comparison
+# Tensors that one side may hold together and the other apart: (pattern, name of the whole).
+TOGETHER = (
+    (r"\.experts\.(?:\{e\}\.)?(?:gate_up_proj|gate_proj|up_proj)(?:\.weight)?$", ".experts[gate, up]"),
+    (r"\.experts\.(?:\{e\}\.)?down_proj(?:\.weight)?$", ".experts[down]"),
+    (r"\.(?:q_proj|k_proj|v_proj|qkv_proj)\.weight$", "[q, k, v]"),
+)
+
+
+def differences(
+    mine: Mapping[str, Tensor], real: Mapping[str, Tensor], *, tied_free: bool = True
+) -> list[str]:
+    """What differs, one line a tensor; empty where the two agree."""
+    lines = []
+    rest_mine, rest_real = dict(mine), dict(real)
+    for name in mine.keys() & real.keys():
+        a, b = rest_mine.pop(name), rest_real.pop(name)
+        if a.tied or b.tied:
+            if a.tied != b.tied:
+                lines.append(f"{name}: tied to {a.tied} here, to {b.tied} there")
+            continue
+        if a.buffer != b.buffer:
+            lines.append(f"{name}: {_kind(a)} here, {_kind(b)} there")
+        if not _fits(a, b):
+            lines.append(f"{name}: {_shape(a)} here, {_shape(b)} there")
+    lines += _together(rest_mine, rest_real)
+    lines += [f"{name}: {_shape(t)} here, missing there" for name, t in rest_mine.items()]
+    lines += [f"{name}: missing here, {_shape(t)} there" for name, t in rest_real.items()]
+    return sorted(lines)
+
+
+def _fits(a: Tensor, b: Tensor) -> bool:
+    if (a.shape, a.copies) == (b.shape, b.copies):
+        return True
+    return a.flat and b.copies == 1 and (a.shape[0] * a.shape[1], *a.shape[2:]) == b.shape
+
+
+def _together(mine: dict[str, Tensor], real: dict[str, Tensor]) -> list[str]:
+    """Compare what is left by wholes; takes the tensors of equal wholes out of both sides."""
+    wholes: dict[str, tuple[list[str], list[str]]] = {}
+    for side, names in enumerate((mine, real)):
+        for name in names:
+            for pattern, whole in TOGETHER:
+                if re.search(pattern, name):
+                    unit = re.sub(pattern, whole, name)
+                    wholes.setdefault(unit, ([], []))[side].append(name)
+    lines = []
+    for unit, (left, right) in wholes.items():
+        if not (left and right):
+            continue
+        a, b = _rows(mine[n] for n in left), _rows(real[n] for n in right)
+        if a != b:
+            lines.append(f"{unit}: {a} here, {b} there (copies, rows, columns)")
+        for name in left:
+            del mine[name]
+        for name in right:
+            del real[name]
+    return lines
+
+
+def _rows(tensors: Iterable[Tensor]) -> tuple[object, ...]:
+    """(copies, rows of all parts together, columns, buffers) of tensors that form one matrix."""
+    rows, kinds = 0, set()
+    for tensor in tensors:
+        *stack, here, columns = tensor.shape if len(tensor.shape) > 1 else (*tensor.shape, 1)
+        rows += here
+        kinds.add((tensor.copies * (stack[0] if stack else 1), columns, tensor.buffer))
+    return rows, *sorted(kinds)
+
+
+def _shape(tensor: Tensor) -> str:
+    times = f"{tensor.copies} x " if tensor.copies > 1 else ""
+    return f"{times}{list(tensor.shape)} ({_kind(tensor)})"
+
+
+def _kind(tensor: Tensor) -> str:
+    return "buffer" if tensor.buffer else "parameter"
+
+
+def compare(spec: ModelSpec, config: Mapping[str, Any]) -> list[str]:
+    """Everything in which a ModelSpec differs from what transformers builds."""
+    mine, faults = ours(spec)
+    return faults + differences(mine, theirs(config))
