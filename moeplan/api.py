@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moeplan.estimate.estimate import Estimate
-from moeplan.estimate.scenario import Scenario
+from moeplan.estimation.estimate import Estimate
+from moeplan.estimation.scenario import Scenario
 from moeplan.load import load_model
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Quantity
@@ -19,7 +19,7 @@ def estimate(model: str | Path | Mapping[str, Any] | ModelSpec, **scenario: Any)
     """What a model costs.
 
     `model` is a preset's name, a path to a config.json or its folder, a parsed config, or a spec.
-    `scenario` takes the settings of `moeplan.estimate.scenario.DEFAULTS` (context, batch,
+    `scenario` takes the settings of `moeplan.estimation.scenario.DEFAULTS` (context, batch,
     microbatch, tokens, ep, node, imbalance, attention, weights, cache, dispatch, combine, policy,
     optimizer, gpu, price); numbers may be numpy arrays that broadcast. Raises UserError.
     """

@@ -19,7 +19,7 @@ from moeplan.model.ops import Block, Weight
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import evaluate, plain
 
-__all__ = ["Tensor", "compare", "differences", "oracle", "ours", "theirs"]
+__all__ = ["Tensor", "compare", "differences", "oracle", "ours", "their_config", "theirs"]
 
 # model_type in the file -> what transformers calls the same architecture
 ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
@@ -95,6 +95,15 @@ def theirs(config: Mapping[str, Any]) -> dict[str, Tensor]:
     return _theirs(json.dumps(config, sort_keys=True))
 
 
+def their_config(config: Mapping[str, Any]) -> Any:
+    """The config object that transformers makes of `config`, with its defaults filled in."""
+    from transformers import AutoConfig
+
+    kept = {k: v for k, v in config.items() if k not in STORAGE}
+    kept["model_type"] = ALIASES.get(kept["model_type"], kept["model_type"])
+    return AutoConfig.for_model(**kept)
+
+
 @lru_cache(maxsize=None)
 def _theirs(text: str) -> dict[str, Tensor]:
     import torch
@@ -104,12 +113,11 @@ def _theirs(text: str) -> dict[str, Tensor]:
     with torch.device("meta"):
         model = _build(json.loads(text))
     model._weight_conversions = get_model_conversion_mapping(model)
-    saved = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     kinds: dict[tuple[bool, str | None], dict[str, Any]] = {}
-    for name, value in saved.items():
+    for name, value in model.state_dict(keep_vars=True).items():
         twin = first.setdefault(id(value), name)
-        tied = None if twin == name else twin
+        tied = None if twin == name else next(iter(revert_weight_conversion(model, {twin: value})))
         kinds.setdefault((not value.requires_grad, tied), {})[name] = value
     out: dict[str, Tensor] = {}
     for (buffer, tied), values in kinds.items():
@@ -121,15 +129,18 @@ def _theirs(text: str) -> dict[str, Tensor]:
 
 
 def _build(config: dict[str, Any]) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers import AutoModelForSeq2SeqLM as Seq2Seq
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+    )
 
-    kept = {k: v for k, v in config.items() if k not in STORAGE}
-    kept["model_type"] = ALIASES.get(kept["model_type"], kept["model_type"])
-    read = AutoConfig.for_model(**kept)
-    if kept["model_type"] in WHOLE:
+    read = their_config(config)
+    if config["model_type"] in WHOLE:
         return AutoModelForImageTextToText.from_config(read)
-    return (Seq2Seq if read.is_encoder_decoder else AutoModelForCausalLM).from_config(read)
+    if read.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM.from_config(read)
+    return AutoModelForCausalLM.from_config(read)
 
 
 def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -159,9 +170,7 @@ TOGETHER = (
 )
 
 
-def differences(
-    mine: Mapping[str, Tensor], real: Mapping[str, Tensor], *, tied_free: bool = True
-) -> list[str]:
+def differences(mine: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> list[str]:
     """What differs, one line a tensor; empty where the two agree."""
     lines = []
     rest_mine, rest_real = dict(mine), dict(real)
@@ -202,7 +211,7 @@ def _together(mine: dict[str, Tensor], real: dict[str, Tensor]) -> list[str]:
             continue
         a, b = _rows(mine[n] for n in left), _rows(real[n] for n in right)
         if a != b:
-            lines.append(f"{unit}: {a} here, {b} there (copies, rows, columns)")
+            lines.append(f"{unit}: {a} here, {b} there (rows, then copies, columns, buffer)")
         for name in left:
             del mine[name]
         for name in right:
@@ -210,14 +219,14 @@ def _together(mine: dict[str, Tensor], real: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def _rows(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    """(copies, rows of all parts together, columns, buffers) of tensors that form one matrix."""
+def _rows(tensors: Iterable[Tensor]) -> tuple[int, list[tuple[int, int, bool]]]:
+    """Rows of all parts together, and (copies, columns, buffer) of the parts, once each."""
     rows, kinds = 0, set()
     for tensor in tensors:
-        *stack, here, columns = tensor.shape if len(tensor.shape) > 1 else (*tensor.shape, 1)
+        *stack, here, columns = tensor.shape
         rows += here
         kinds.add((tensor.copies * (stack[0] if stack else 1), columns, tensor.buffer))
-    return rows, *sorted(kinds)
+    return rows, sorted(kinds)
 
 
 def _shape(tensor: Tensor) -> str:

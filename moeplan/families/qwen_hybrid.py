@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from moeplan.families.common import attention, decoder, layer_groups, layer_types, pre_norm
@@ -18,6 +17,8 @@ from moeplan.quantity import Quantity
 __all__ = ["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"]
 
 LINEAR, FULL = "linear attention", "full attention"
+TEXT = "model.language_model."
+EMBED = f"{TEXT}embed_tokens.weight"
 STACKED = ExpertNames(
     experts="mlp.experts.",
     gate_up="gate_up_proj",
@@ -58,17 +59,6 @@ def _mixer_kinds(c: Config, layers: int) -> list[str]:
     return kinds
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Where a checkpoint keeps the text model, and what its MTP experts are called."""
-
-    prefix: str = "model."
-
-    @property
-    def embed(self) -> str:
-        return f"{self.prefix}embed_tokens.weight"
-
-
 def _mixers(
     c: Config, hidden: Quantity, layout: Literal["paired", "split"]
 ) -> dict[str, Block]:
@@ -88,7 +78,7 @@ def _mixers(
 
 
 def _mtp(
-    c: Config, hidden: Quantity, count: Quantity, layer: tuple[Block, ...], frame: _Frame
+    c: Config, hidden: Quantity, count: Quantity, layer: tuple[Block, ...], embed: str, tied: bool
 ) -> list[Group]:
     """Multi-token prediction: one input projection, `count` full-attention layers, one norm.
 
@@ -96,14 +86,13 @@ def _mtp(
     embedding and the head are the model's own tensors.
     """
     vocabulary = c.int("vocab_size", symbol="V")
-    tied = c.data.get("tie_word_embeddings") is True
     ins = (
-        Embedding(vocabulary, hidden, "embed_tokens.weight", tied=frame.embed),
+        Embedding(vocabulary, hidden, "embed_tokens.weight", tied=embed),
         Norm(hidden, "pre_fc_norm_embedding"),
         Norm(hidden, "pre_fc_norm_hidden"),
         Projection(I=(2 * hidden).named("I"), O=hidden, name="fc"),
     )
-    out = (Norm(hidden, "norm"), Head(vocabulary, hidden, frame.embed if tied else "lm_head.weight"))
+    out = (Norm(hidden, "norm"), Head(vocabulary, hidden, embed if tied else "lm_head.weight"))
     places = tuple(range(int(count.value)))
     return [
         Group("MTP input", ins, prefix="mtp.", role="mtp"),
@@ -135,7 +124,9 @@ def qwen3_next(c: Config) -> ModelSpec:
     modules = c.optional("num_nextn_predict_layers", symbol="modules")
     mtp: list[Group] = []
     if modules is not None:
-        mtp = _mtp(c, hidden, modules, build((FULL, "moe")), _Frame())
+        tied = c.flag("tie_word_embeddings", default=False)
+        embed = "model.embed_tokens.weight"
+        mtp = _mtp(c, hidden, modules, build((FULL, "moe")), embed, tied)
     else:
         c.note(
             "the file names no multi-token-prediction module, so none is counted; the released "
@@ -145,7 +136,8 @@ def qwen3_next(c: Config) -> ModelSpec:
     return decoder(c, hidden, groups, name="qwen3_next", mtp=mtp)
 
 
-def _qwen3_5(c: Config, frame: _Frame, **how: Any) -> ModelSpec:
+def _qwen3_5(c: Config, outer: Config, **how: Any) -> ModelSpec:
+    """The text model; alone or in a wrapper, checkpoints keep it under model.language_model."""
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     c.expect("mlp_only_layers", [[]], "every layer of this family holds experts")
@@ -161,26 +153,27 @@ def _qwen3_5(c: Config, frame: _Frame, **how: Any) -> ModelSpec:
         return pre_norm(hidden, mixers[kind[0]], moe)
 
     kinds = [(kind, "moe") for kind in _mixer_kinds(c, int(layers.value))]
-    prefix = f"{frame.prefix}layers.{{i}}."
     modules = c.optional("mtp_num_hidden_layers", symbol="modules")
     mtp: list[Group] = []
     if modules is not None:
         single: MoE = shared_expert_moe(c, hidden, renormalise=True)  # not stacked in MTP layers
-        mtp = _mtp(c, hidden, modules, pre_norm(hidden, mixers[FULL], single), frame)
+        tied = any(x.flag("tie_word_embeddings", default=False) for x in (c, outer))
+        mtp = _mtp(c, hidden, modules, pre_norm(hidden, mixers[FULL], single), EMBED, tied)
     return decoder(
         c,
         hidden,
-        layer_groups(kinds, build, prefix=prefix, count=layers),
-        embed=frame.embed,
-        norm=f"{frame.prefix}norm",
+        layer_groups(kinds, build, prefix=f"{TEXT}layers.{{i}}.", count=layers),
+        embed=EMBED,
+        norm=f"{TEXT}norm",
         mtp=mtp,
+        wrapper=outer,
         **how,
     )
 
 
 def qwen3_5_moe_text(c: Config) -> ModelSpec:
     """Read the text part of Qwen3.5-MoE as a model of its own."""
-    return _qwen3_5(c, _Frame(), name="qwen3_5_moe_text")
+    return _qwen3_5(c, c, name="qwen3_5_moe_text")
 
 
 def qwen3_5_moe(c: Config) -> ModelSpec:
@@ -191,8 +184,7 @@ def qwen3_5_moe(c: Config) -> ModelSpec:
     c.ignore("vision_config")
     return _qwen3_5(
         text,
-        _Frame("model.language_model."),
+        c,
         name="qwen3_5_moe",
-        wrapper=c,
         not_counted=("vision tower (vision_config)",),
     )

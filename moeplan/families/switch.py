@@ -137,14 +137,19 @@ def switch_transformers(c: Config) -> ModelSpec:
     encoder = c.int("num_layers", "num_hidden_layers", symbol="L")
     decoder_key = "num_decoder_layers" if "num_decoder_layers" in c else "num_layers"
     decoder = c.int("num_decoder_layers", default=encoder, symbol="Ld")
-    tied = SHARED if c.flag("tie_word_embeddings", default=True) else None
+    # transformers 4 then unties the head alone, transformers 5 every table
+    c.expect("tie_word_embeddings", [True], "which tables are then apart is not agreed on")
+    tables = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     groups = (
-        Group("embedding", (Embedding(vocabulary, hidden, SHARED),)),
+        Group("embedding", (Embedding(vocabulary, hidden, SHARED, aliases=(tables[1],)),)),
+        Group(
+            "encoder embedding", (Embedding(vocabulary, hidden, tables[0], SHARED),), role="encoder"
+        ),
         *_stack(c, hidden, "encoder", encoder, "num_layers"),
         _final_norm(hidden, "encoder"),
         *_stack(c, hidden, "decoder", decoder, decoder_key),
         _final_norm(hidden, "decoder"),
-        Group("head", (Head(vocabulary, hidden, tied),)),
+        Group("head", (Head(vocabulary, hidden, tied=SHARED),)),
     )
     _full_sparse(c, groups)
     checkpoint = read_checkpoint(c)

@@ -15,18 +15,23 @@ __all__ = ["Embedding", "Head", "Norm", "Projection", "Residual"]
 class Embedding(Block):
     """A look-up table of V rows of D (tokens, or learned positions).
 
-    `tied` names the table elsewhere in the model that this one is (an MTP module's).
+    `tied` names the table elsewhere in the model that this one is (an MTP module's), `aliases`
+    are further checkpoint names of this one.
     """
 
     V: Number
     D: Number
     name: str = "model.embed_tokens.weight"
     tied: str | None = None
+    aliases: tuple[str, ...] = ()
 
     def weights(self) -> tuple[Weight, ...]:
-        """The table."""
-        table = ("V", "D")
-        return (Weight(self.name, table, "embedding", matmul=False, tied=self.tied, shard="vocab"),)
+        """The table, under each of its names."""
+        named = [(self.name, self.tied), *((alias, self.name) for alias in self.aliases)]
+        return tuple(
+            Weight(name, ("V", "D"), "embedding", matmul=False, tied=tied, shard="vocab")
+            for name, tied in named
+        )
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """One row read and written per token; no FLOPs."""

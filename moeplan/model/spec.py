@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
+from moeplan.errors import UserError
 from moeplan.model.basic import Embedding, Head
 from moeplan.model.ffn import MoE
 from moeplan.model.formats import Checkpoint
@@ -129,6 +130,27 @@ class ModelSpec:
     def moe_layers(self) -> Number:
         """Number of layers that hold an MoE block, without MTP modules."""
         return sum(plain(g.count) for g, _ in self.blocks(MoE))
+
+    def vary(self, kind: type[Block], **symbols: Any) -> ModelSpec:
+        """The same model with symbols of every block of a kind set to other numbers or arrays.
+
+        Arrays broadcast against each other and give arrays in every answer: one call for a sweep.
+        Nothing is checked here: a design that no model could have (k above E) is the caller's.
+        """
+        unknown = set(symbols) - {f.name for f in fields(kind)}  # type: ignore[arg-type]
+        if unknown:
+            raise UserError(f"{kind.__name__} has no symbol {', '.join(sorted(unknown))}")
+        groups = tuple(
+            replace(
+                group,
+                blocks=tuple(
+                    replace(block, **symbols) if isinstance(block, kind) else block  # type: ignore[type-var]
+                    for block in group.blocks
+                ),
+            )
+            for group in self.groups
+        )
+        return replace(self, groups=groups)
 
     def cache(self) -> Iterator[tuple[Group, Block, CacheEntry]]:
         """Every cache entry with its block and group; encoders keep none."""

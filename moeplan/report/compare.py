@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
@@ -9,9 +10,9 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from moeplan.errors import UserError
-from moeplan.estimate.estimate import Estimate
-from moeplan.estimate.scenario import DEFAULTS
-from moeplan.estimate.timing import floor
+from moeplan.estimation.estimate import Estimate
+from moeplan.estimation.scenario import DEFAULTS
+from moeplan.estimation.timing import floor
 from moeplan.model.dense_equivalent import Match, dense_equivalent
 from moeplan.model.ffn import DenseFFN
 from moeplan.model.workload import Workload
@@ -73,32 +74,7 @@ def exchange_per_token(e: Estimate) -> tuple[Number, Number] | None:
     return inside / tokens, sum(way["other_nodes"].value for way in ways) / tokens
 
 
-def ratio(value: Number, reference: Number) -> str:
-    """How many times the reference, to three digits: `14.4x`, `0.276x`, `1,234x`; else empty."""
-    if not reference or value is None:
-        return ""
-    times = value / reference
-    if times >= 1000:
-        return f"{times:,.0f}x" if times < 999_999.5 else f"{times:.1e}x"
-    if 0 < times < 0.001:
-        return f"{times:.0e}x"
-    digits = 0 if times >= 99.95 else 1 if times >= 9.995 else 2 if times >= 0.9995 else 3
-    return f"{times:.{digits}f}x"
-
-
 # ------------------------------------------------------------------------------------- the rows
-class Row(NamedTuple):
-    """A line of the comparison: what it is called, its number and how the number is written.
-
-    compared: whether the ratio to the first model says something.
-    """
-
-    label: str
-    pick: Callable[[Estimate], Any]
-    write: Callable[[Any], str]
-    compared: bool = True
-
-
 def _at(path: str) -> Callable[[Estimate], Any]:
     def pick(e: Estimate) -> Any:
         here: Any = e.tree
@@ -124,14 +100,6 @@ def _way(index: int) -> Callable[[Estimate], Any]:
     return pick
 
 
-def _whole(value: Any) -> str:
-    return f"{value:,}"
-
-
-def _dollars(value: Any) -> str:
-    return fmt_money(value)
-
-
 ROWS: tuple[Row, ...] = (
     Row("parameters", _at("params.total"), fmt_count),
     Row("active: all touched", _at("params.active.all"), fmt_count),
@@ -144,108 +112,41 @@ ROWS: tuple[Row, ...] = (
     Row("top-k", _at("model.top_k"), _whole, compared=False),
     Row("expert width", _at("model.expert_width"), _whole, compared=False),
     Row("shared expert width", _at("model.shared_width"), _whole, compared=False),
-    Row("forward a token", _at("flops.forward_per_token"), fmt_flops),
-    Row("training a token", _at("flops.training_per_token"), fmt_flops),
-    Row("decoding a token", _at("flops.decode_per_token"), fmt_flops),
+    Row("forward FLOPs", _at("flops.forward_per_token"), _count),
+    Row("training FLOPs", _at("flops.training_per_token"), _count),
+    Row("decoding FLOPs", _at("flops.decode_per_token"), _count),
     Row("KV cache a token", _at("kv_cache.bytes_per_token"), fmt_bytes),
     Row("KV cache in all", _at("kv_cache.bytes"), fmt_bytes),
     Row("weights", _at("memory.weights"), fmt_bytes),
     Row("weight format", _at("memory.weights_format"), str, compared=False),
-    Row("weights + cache need", _at("memory.serving.gpus_at_least"), lambda x: f"{x:,} GPUs"),
+    Row("weights + cache need", _at("memory.serving.gpus_at_least"), _gpus, compared=False),
     Row("training state", _at("memory.training.total"), fmt_bytes),
-    Row("expert parallelism", _at("all_to_all.ep"), lambda x: f"{x:,} GPUs", compared=False),
-    Row("sent in node a token", _way(0), fmt_bytes),
-    Row("sent beyond a token", _way(1), fmt_bytes),
+    Row("expert parallelism", _at("all_to_all.ep"), _gpus, compared=False),
+    Row("all-to-all in node", _way(0), fmt_bytes),
+    Row("all-to-all other nodes", _way(1), fmt_bytes),
     Row("prefill floor", _at("time.prefill.lower"), fmt_time),
     Row("decode step floor", _at("time.decode.lower"), fmt_time),
     Row("prefill $/M tokens", _at("cost.prefill_dollars_per_million_tokens.lower"), _dollars),
     Row("decode $/M tokens", _at("cost.decode_dollars_per_million_tokens.lower"), _dollars),
 )
 
-NONE = "–"
-
-
 def compare_tables(estimates: Sequence[Estimate], width: int | None = None) -> list[Table]:
-    """Tables of models side by side, then MoE models beside their dense equivalents.
+    """Tables of models side by side, then each MoE beside its dense equivalents.
 
     One column a model, each number with its ratio to the first model. `width` is that of the
     console in characters: with more models than fit, the table is split and each part starts with
-    the first model again (at 80 columns it holds 3 models, at 120 five). Without `width` all
-    models stand in one table. Raises UserError for no model, and for sweeps.
+    the first model again (80 columns hold 3 models, 120 hold 5). Without `width` all models stand
+    in one table. Raises UserError for no model, and for sweeps.
     """
     single(estimates)
     names = labels(estimates)
-    cells = [_cells(row, estimates) for row in ROWS]
-    chunks = _chunks(len(estimates), cells, width)
-    tables = []
-    for number, chunk in enumerate(chunks, start=1):
-        part = f", part {number} of {len(chunks)}" if len(chunks) > 1 else ""
-        title = f"Models side by side{part}" + (
-            f" (x: times {names[0]})" if len(estimates) > 1 else ""
-        )
-        tables.append(_side_by_side(title, chunk, names, cells, estimates, width))
+    tables = side_by_side("Models side by side", names, ROWS, estimates, width)
     tables[-1].notes += _notes(estimates, names)
-    beside = _beside_table(estimates, names)
-    return [*tables, beside] if beside is not None else tables
-
-
-def _cells(row: Row, estimates: Sequence[Estimate]) -> list[str]:
-    """A row's cells: the number, and for all but the first model its ratio."""
-    values = [row.pick(e) for e in estimates]
-    texts = [NONE if value is None else row.write(value) for value in values]
-    if not row.compared or len(values) == 1:
-        return texts
-    times = ["" if v is None else ratio(v, values[0]) for v in values[1:]]
-    return [texts[0], *(f"{text} {t}".rstrip() for text, t in zip(texts[1:], times, strict=True))]
-
-
-def _chunks(models: int, cells: list[list[str]], width: int | None) -> list[list[int]]:
-    """Which models share a table: as many as the width holds, the first model in each."""
-    if width is None or models == 1:
-        return [list(range(models))]
-    label = max(len(row.label) for row in ROWS)
-    widest = max(len(cell) for row in cells for cell in row)
-    most = max(2, (width - label) // (widest + COLUMN_GAP))
-    others = list(range(1, models))
-    return [[0, *others[i : i + most - 1]] for i in range(0, models - 1, most - 1)]
-
-
-COLUMN_GAP = 3  # what the drawn table puts between two columns
-
-
-def _side_by_side(
-    title: str,
-    chunk: list[int],
-    names: list[str],
-    cells: list[list[str]],
-    estimates: Sequence[Estimate],
-    width: int | None,
-) -> Table:
-    heads = names
-    if width is not None:
-        label = max(len(row.label) for row in ROWS)
-        room = (width - label) // len(chunk) - COLUMN_GAP
-        heads = [_folded(name, room) for name in names]
-    table = Table(title, [Column("", "left"), *(Column(heads[i]) for i in chunk)], values=[])
-    assert table.values is not None
-    for row, texts in zip(ROWS, cells, strict=True):
-        if all(texts[i] == NONE for i in range(len(names))):
-            continue
-        table.rows.append((row.label, *(texts[i] for i in chunk)))
-        picked = [row.pick(estimates[i]) for i in chunk]
-        table.values.append((row.label, *("" if v is None else v for v in picked)))
-    return table
-
-
-def _folded(name: str, room: int) -> str:
-    """A name broken at its hyphens and blanks into lines of at most `room`, where it can be."""
-    pieces = name.replace("-", "-\n").replace(" ", " \n").split("\n")
-    lines = [""]
-    for piece in pieces:
-        if lines[-1] and len((lines[-1] + piece).rstrip()) > room:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.rstrip() for line in lines)
+    for name, e in zip(names, estimates, strict=True):
+        tables += _beside_tables(name, e, width)
+    if e_moe := next((e for e in estimates if e.spec.moe is not None), None):
+        tables[-1].notes += _beside_notes(e_moe)
+    return tables
 
 
 # ------------------------------------------------------------------------------------ the notes
@@ -305,135 +206,25 @@ def _differences(pairs: list[tuple[str, Estimate]]) -> list[str]:
 
 
 def _apart(pairs: Iterable[tuple[str, Estimate]]) -> list[str]:
-    """Parts of a model that its columns leave out or count in another way."""
+    """Parts of a model that its column leaves out or counts in another way."""
     out = []
     for name, e in pairs:
-        params, spec = e.tree["params"], e.spec
+        params, cache = e.tree["params"], e.tree["kv_cache"]
+        left_out = list(e.spec.not_counted)
         if params["mtp"].value:
-            count = fmt_count(params["mtp"].value)
-            out.append(f"{name}: its multi-token prediction module ({count}) is not in the figures.")
+            left_out.append(f"multi-token prediction ({fmt_count(params['mtp'].value)} parameters)")
         if params["buffers"].value:
-            count = fmt_count(params["buffers"].value)
-            out.append(f"{name}: {count} selection-bias values are a buffer, not parameters.")
-        cache = e.tree["kv_cache"]
+            left_out.append(f"{params['buffers'].value:,} selection-bias values, which are buffers")
+        if left_out:
+            out.append(f"{name}, not counted: {'; '.join(left_out)}.")
         later = cache["bytes_per_token_beyond_windows"].value
         if later != cache["bytes_per_token"].value:
             out.append(f"{name}: beyond its windows the cache grows by {fmt_bytes(later)} a token.")
         if cache["fixed_bytes"].value:
             state = fmt_bytes(cache["fixed_bytes"].value)
-            out.append(f"{name}: holds {state} of state a sequence whatever its length.")
-        if any(group.role == "encoder" for group in spec.groups):
-            out.append(f"{name}: an encoder-decoder; its encoder reads as many tokens as the context.")
-        out += [f"{name}: not counted: {part}." for part in spec.not_counted]
+            out.append(f"{name}: a sequence holds {state} of state whatever its length.")
+        if any(group.role == "encoder" for group in e.spec.groups):
+            out.append(f"{name}: its encoder reads as many tokens as the context.")
     return out
 
 
-# ---------------------------------------------------------------------- beside the dense models
-@dataclass(frozen=True)
-class Beside:
-    """One model of the dense comparison: the MoE itself, or a dense model of equal size.
-
-    kind: "moe", "active" or "total". width: FFN width in the exchanged layers (None for the MoE).
-    parameters, flops a token (forward), weights (bytes). decode: floor of one step (s) at each of
-    `batches`.
-    """
-
-    kind: str
-    width: int | None
-    parameters: Number
-    flops: Number
-    weights: Number
-    batches: tuple[int, int]
-    decode: tuple[float, float]
-
-
-def decode_batches(e: Estimate) -> tuple[int, int]:
-    """Batch 1, and the scenario's batch; 64 where that is 1 too."""
-    batch = int(plain(e.scenario["batch"]))
-    return (1, batch if batch > 1 else SERVING_BATCH)
-
-
-def beside_dense(e: Estimate) -> list[Beside]:
-    """An MoE, the dense model of equal active and that of equal total size; empty if dense."""
-    if e.spec.moe is None:
-        return []
-    out = [_beside("moe", e, None)]
-    for match in get_args(Match):
-        spec = dense_equivalent(e.spec, match)
-        assert spec is not None
-        old = {id(block) for _, block in e.spec.blocks(DenseFFN)}
-        width = next(b.F for _, b in spec.blocks(DenseFFN) if id(b) not in old)
-        out.append(_beside(match, Estimate(spec, e.scenario), int(plain(width))))
-    return out
-
-
-def _beside(kind: str, e: Estimate, width: int | None) -> Beside:
-    batches = decode_batches(e)
-    work = Workload("decode", B=np.asarray(batches, dtype=np.float64), S=1, C=e.scenario["context"])
-    slowest = floor(e.spec, work, e.gpu, e.scenario["cache"])["lower"].value
-    return Beside(
-        kind,
-        width,
-        e.tree["params"]["total"].value,
-        e.tree["flops"]["forward_per_token"].value,
-        e.tree["memory"]["weights"].value,
-        batches,
-        (float(slowest[0]), float(slowest[1])),
-    )
-
-
-KINDS = {"moe": "", "active": "  dense, equal active", "total": "  dense, equal total"}
-
-
-def _beside_table(estimates: Sequence[Estimate], names: list[str]) -> Table | None:
-    """Rows of three a model: the MoE, then the dense models with their ratios to it."""
-    found = [(n, beside_dense(e)) for n, e in zip(names, estimates, strict=True)]
-    found = [(name, rows) for name, rows in found if rows]
-    if not found:
-        return None
-    one, many = (sorted({rows[0].batches[i] for _, rows in found}) for i in (0, 1))
-    at = "/".join(f"{batch:,}" for batch in many)
-    titles = ("FFN width", "params", "forward/token", "weights", f"decode at {one[0]}", f"at {at}", "")
-    table = Table(
-        "Each MoE beside dense models with the same layers and attention",
-        [Column("", "left"), *(Column(title) for title in titles)],
-        values=[],
-    )
-    assert table.values is not None
-    for name, rows in found:
-        for row in rows:
-            label = KINDS[row.kind] or name
-            table.rows.append((label, *_beside_cells(row, rows[0])))
-            numbers = (row.parameters, row.flops, row.weights, *row.decode)
-            table.values.append((f"{name}{KINDS[row.kind]}", row.width, *numbers))
-    table.notes += _beside_notes(found)
-    return table
-
-
-def _beside_cells(row: Beside, moe: Beside) -> tuple[str, ...]:
-    return (
-        NONE if row.width is None else f"{row.width:,}",
-        fmt_count(row.parameters),
-        fmt_flops(row.flops),
-        fmt_bytes(row.weights),
-        fmt_time(row.decode[0]),
-        fmt_time(row.decode[1]),
-        ratio(row.decode[1], moe.decode[1]),
-    )
-
-
-def _beside_notes(found: list[tuple[str, list[Beside]]]) -> list[str]:
-    out = [
-        "Decode: floor of one step on one GPU that holds all weights, at two batch sizes. The last "
-        "column is the second batch's floor over the MoE's."
-    ]
-    for name, (moe, active, total) in found:
-        batch = moe.batches[1]
-        faster = moe.decode[1] / active.decode[1]
-        out.append(
-            f"{name}: at batch {batch:,} a dense model of its active size decodes "
-            f"{faster:.1f} times as fast on one device, which need hold "
-            f"{active.weights / moe.weights:.0%} of its weights; for its size in parameters it "
-            f"does {moe.flops / total.flops:.1%} of the dense model's FLOPs a token."
-        )
-    return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moeplan.cluster.hardware import Gpu, all_in_power, gpu, gpus, prices
-from moeplan.estimate.parameters import active, count
+from moeplan.estimation.parameters import active, count
 from moeplan.load import load_preset
 from moeplan.presets import presets
 from moeplan.quantity import Quantity

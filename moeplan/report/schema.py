@@ -308,7 +308,7 @@ class EstimateDocument(_Section):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema, titled and versioned."""
-    from moeplan.estimate.estimate import SCHEMA_VERSION
+    from moeplan.estimation.estimate import SCHEMA_VERSION
 
     schema = EstimateDocument.model_json_schema()
     return {

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from moeplan.cluster.hardware import PRICE_KINDS, Gpu, price, prices
-from moeplan.estimate.all_to_all import AllToAll, Traffic, all_to_all
-from moeplan.estimate.fold import MTP
-from moeplan.estimate.memory import (
+from moeplan.estimation.all_to_all import AllToAll, Traffic, all_to_all
+from moeplan.estimation.fold import MTP
+from moeplan.estimation.memory import (
     activations,
     layer_bytes,
     optimizer_named,
     training_state,
     weights_by_component,
 )
-from moeplan.estimate.scenario import Scenario
-from moeplan.estimate.timing import floor
+from moeplan.estimation.scenario import Scenario
+from moeplan.estimation.timing import floor
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number, Quantity, Source, derive, total

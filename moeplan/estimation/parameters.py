@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from moeplan.estimate.fold import MODEL, MTP, Part, Tensor, by_component, group_label, tensors
+from moeplan.estimation.fold import MODEL, MTP, Part, Tensor, by_component, group_label, tensors
 from moeplan.model.ops import Component
 from moeplan.model.spec import ModelSpec, Role
 from moeplan.quantity import Number, Quantity, total

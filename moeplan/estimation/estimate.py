@@ -12,11 +12,11 @@ import numpy as np
 from moeplan._version import __version__
 from moeplan.cluster.hardware import Gpu, gpu
 from moeplan.errors import UserError, near_miss
-from moeplan.estimate import sections
-from moeplan.estimate.flops import flops
-from moeplan.estimate.memory import kv_cache
-from moeplan.estimate.parameters import parameters
-from moeplan.estimate.scenario import Scenario
+from moeplan.estimation import sections
+from moeplan.estimation.flops import flops
+from moeplan.estimation.memory import kv_cache
+from moeplan.estimation.parameters import parameters
+from moeplan.estimation.scenario import Scenario
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Later, Quantity
 

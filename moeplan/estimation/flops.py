@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from moeplan.estimate.fold import MODEL, MTP, Part, by_component, lines
+from moeplan.estimation.fold import MODEL, MTP, Part, by_component, lines
 from moeplan.model.ops import Component
 from moeplan.model.spec import ModelSpec, Role
 from moeplan.model.workload import Mask, Workload

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from moeplan.errors import UserError, near_miss
-from moeplan.estimate.fold import MODEL, Line, Part, Tensor, by_component, lines, over_layers, tensors
+from moeplan.estimation.fold import MODEL, Line, Part, Tensor, by_component, lines, over_layers, tensors
 from moeplan.model.formats import Format, format_named
 from moeplan.model.ops import CacheEntry, Component, Kept
 from moeplan.model.spec import Group, ModelSpec, Role

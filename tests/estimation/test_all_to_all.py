@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.errors import UserError
-from moeplan.estimate.all_to_all import AllToAll, all_to_all
+from moeplan.estimation.all_to_all import AllToAll, all_to_all
 from moeplan.quantity import Quantity, Source
 from tests.model.test_routing import route
 

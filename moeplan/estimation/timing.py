@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from moeplan.cluster.hardware import Gpu
-from moeplan.estimate.fold import Line, Part, lines, over_groups
-from moeplan.estimate.memory import LayerBytes, layer_bytes
+from moeplan.estimation.fold import Line, Part, lines, over_groups
+from moeplan.estimation.memory import LayerBytes, layer_bytes
 from moeplan.model.formats import format_named
 from moeplan.model.ops import Op
 from moeplan.model.spec import ModelSpec

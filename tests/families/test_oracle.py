@@ -1,0 +1,184 @@
+"""Every family against the model that transformers builds: real files and altered ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moeplan.families import FAMILIES, read_config
+from moeplan.model.attention import Attention
+from moeplan.model.linear_attention import GatedDeltaNet
+from moeplan.model.spec import ModelSpec
+from moeplan.quantity import plain
+from tests.families.oracle_cases import (
+    ALTERED,
+    BASES,
+    CHUNKED,
+    FULL,
+    LINEAR,
+    NO_CLASS,
+    SHARED,
+    SLIDING,
+    altered,
+    base,
+    load,
+    merged,
+)
+from tests.oracle import Tensor, compare, differences, oracle, ours, their_config, theirs
+
+
+def _real() -> list[str]:
+    """Files of the reference material whose family is read here and built by transformers."""
+    out = []
+    for path in sorted(SHARED.glob("*.json")):
+        family = json.loads(path.read_text()).get("model_type")
+        if family in BASES and not path.stem.endswith(".infersim"):
+            out.append(path.stem)
+    return out
+
+
+CASES = [(family, i) for family, changes in ALTERED.items() for i in range(len(changes))]
+
+
+@pytest.fixture(autouse=True)
+def _needs_transformers() -> None:
+    oracle()
+
+
+@pytest.mark.parametrize("stem", _real())
+def test_real_file(stem: str) -> None:
+    config = load(stem)
+    assert compare(read_config(config, stem), config) == []
+
+
+@pytest.mark.parametrize("family", [f for f, given in BASES.items() if isinstance(given, dict)])
+def test_small_model(family: str) -> None:
+    config = base(family)
+    assert compare(read_config(config, family), config) == []
+
+
+@pytest.mark.parametrize(("family", "i"), CASES)
+def test_altered_file(family: str, i: int) -> None:
+    config = altered(family, i)
+    spec = read_config(config, f"altered {family}")
+    assert compare(spec, config) == []
+    shrunk = merged(base(family), {"num_hidden_layers": spec.layers, "n_layers": spec.layers})
+    assert theirs(config) != theirs(_fitted(shrunk, spec)), "the alteration changed no tensor"
+
+
+def _fitted(config: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """The unaltered config with as many layers as the altered one."""
+    for part in (config, config.get("text_config", {})):
+        types = part.get("layer_types")
+        part["num_hidden_layers"] = spec.layers
+        if types:
+            part["layer_types"] = (types * spec.layers)[: spec.layers]
+    return config
+
+
+# ------------------------------------------------------------- what tensors do not show: windows
+WORDS = {"full": FULL, "window": SLIDING, "chunk": CHUNKED}
+
+
+def _by_layer(spec: ModelSpec) -> dict[int, Attention | GatedDeltaNet]:
+    return {
+        index: block
+        for group in spec.groups
+        if group.role == "model"
+        for block in group.blocks
+        if isinstance(block, (Attention, GatedDeltaNet))
+        for index in group.indices
+    }
+
+
+TYPED = ("gpt_oss", "llama4", "llama4_text", "qwen2", "qwen3", "qwen3_5_moe", "qwen3_next")
+
+
+@pytest.mark.parametrize(
+    ("family", "i"), [(f, i) for f in TYPED for i in range(-1, len(ALTERED[f]))]
+)
+def test_kind_of_each_layer(family: str, i: int) -> None:
+    config = base(family) if i < 0 else altered(family, i)
+    mixers = _by_layer(read_config(config, family))
+    real = their_config(config).get_text_config()
+    seen = [
+        LINEAR if isinstance(mixer, GatedDeltaNet) else WORDS[mixer.scope]
+        for _, mixer in sorted(mixers.items())
+    ]
+    assert seen == real.layer_types
+    windows = {plain(m.W) for m in mixers.values() if isinstance(m, Attention) and m.W is not None}
+    named = {"sliding_window": SLIDING, "attention_chunk_size": CHUNKED}
+    theirs_ = {getattr(real, key) for key, word in named.items() if word in real.layer_types}
+    assert windows == theirs_
+    if hasattr(real, "no_rope_layers"):  # a 1 marks a layer that rotates
+        rotated = [int(m.rope) for _, m in sorted(mixers.items()) if isinstance(m, Attention)]
+        assert rotated == list(real.no_rope_layers)
+        normed = [m.qk_norm == "unit" for m in mixers.values() if isinstance(m, Attention)]
+        assert any(normed) is bool(real.use_qk_norm)
+
+
+# ------------------------------------------------------------------------- the oracle can say no
+def test_differences_are_noticed() -> None:
+    real = {
+        "a.weight": Tensor((4, 8)),
+        "a.bias": Tensor((4,)),
+        "x.experts.{e}.gate_proj.weight": Tensor((6, 8), copies=3),
+        "x.experts.{e}.up_proj.weight": Tensor((6, 8), copies=3),
+        "x.experts.{e}.down_proj.weight": Tensor((8, 6), copies=3),
+        "h.weight": Tensor((4, 8), tied="a.weight"),
+    }
+    assert differences(real, real) == []
+    for name in real:
+        (line,) = differences({k: v for k, v in real.items() if k != name}, real)[:1]
+        assert name.split(".")[0] in line
+    changed = (
+        ("a.weight", Tensor((8, 4))),
+        ("a.bias", Tensor((4,), buffer=True)),
+        ("h.weight", Tensor((4, 8))),
+        ("x.experts.{e}.down_proj.weight", Tensor((8, 6), copies=4)),
+    )
+    for name, tensor in changed:
+        assert differences({**real, name: tensor}, real), name
+
+
+def test_fused_equals_split_and_nothing_else() -> None:
+    split = {
+        "x.experts.{e}.gate_proj.weight": Tensor((6, 8), copies=3),
+        "x.experts.{e}.up_proj.weight": Tensor((6, 8), copies=3),
+    }
+    assert differences({"x.experts.gate_up_proj": Tensor((3, 12, 8), flat=True)}, split) == []
+    for shape in ((3, 6, 8), (2, 12, 8), (3, 12, 4), (3, 8, 12)):
+        assert differences({"x.experts.gate_up_proj": Tensor(shape, flat=True)}, split), shape
+
+
+def test_a_wrong_spec_is_noticed() -> None:
+    config = base("qwen2")
+    spec = read_config(config, "qwen2")
+    groups = spec.groups
+    assert compare(spec, config) == []
+    layer = groups[1]
+    without = replace(layer, blocks=layer.blocks[1:])
+    assert compare(replace(spec, groups=(groups[0], without, *groups[2:])), config)
+    again = replace(layer, blocks=(*layer.blocks, layer.blocks[0]))
+    assert compare(replace(spec, groups=(groups[0], again, *groups[2:])), config)
+    fewer = replace(layer, indices=layer.indices[:-1])
+    assert compare(replace(spec, groups=(groups[0], fewer, *groups[2:])), config)
+
+
+def test_every_family_has_an_oracle_or_a_reason() -> None:
+    assert set(FAMILIES) - set(BASES) - set(NO_CLASS) == set()
+    assert set(BASES) == set(ALTERED)
+    assert all(len(changes) >= 2 for changes in ALTERED.values())
+
+
+def test_multi_token_prediction_is_apart() -> None:
+    config = load("Qwen__Qwen3.5-35B-A3B")
+    spec = read_config(config, "qwen3.5")
+    with_mtp, faults = ours(spec, mtp=True)
+    assert faults == []
+    extra = {name for name in with_mtp if name.startswith("mtp.")}
+    assert extra == set(with_mtp) - set(ours(spec)[0])
+    assert not any(name.startswith("mtp.") for name in theirs(config))
