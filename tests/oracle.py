@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -104,7 +104,7 @@ def their_config(config: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(**kept)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _theirs(text: str) -> dict[str, Tensor]:
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -136,11 +136,10 @@ def _build(config: dict[str, Any]) -> Any:
     )
 
     read = their_config(config)
+    auto: Any = AutoModelForSeq2SeqLM if read.is_encoder_decoder else AutoModelForCausalLM
     if config["model_type"] in WHOLE:
-        return AutoModelForImageTextToText.from_config(read)
-    if read.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM.from_config(read)
-    return AutoModelForCausalLM.from_config(read)
+        auto = AutoModelForImageTextToText
+    return auto.from_config(read)
 
 
 def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -164,7 +163,10 @@ def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], i
 # ----------------------------------------------------------------------------------- comparison
 # Tensors that one side may hold together and the other apart: (pattern, name of the whole).
 TOGETHER = (
-    (r"\.experts\.(?:\{e\}\.)?(?:gate_up_proj|gate_proj|up_proj)(?:\.weight)?$", ".experts[gate, up]"),
+    (
+        r"\.experts\.(?:\{e\}\.)?(?:gate_up_proj|gate_proj|up_proj)(?:\.weight)?$",
+        ".experts[gate, up]",
+    ),
     (r"\.experts\.(?:\{e\}\.)?down_proj(?:\.weight)?$", ".experts[down]"),
     (r"\.(?:q_proj|k_proj|v_proj|qkv_proj)\.weight$", "[q, k, v]"),
 )

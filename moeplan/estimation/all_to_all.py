@@ -44,6 +44,11 @@ ROW_FORMATS: dict[str, str] = {
 2412.19437, 3.3). fp8_unscaled: the bare bytes, as papers' estimates take them. mxfp8: one scale
 byte per 32 values (OCP MX 1.0). nvfp4: half a byte a value, one scale byte per 16."""
 
+_RULE_NOTES: dict[GroupRule, str] = {
+    "uniform": "any M of them",
+    "max": "those of its best experts",
+    "top2_sum": "those of its best experts, in place of the largest sums of two (up to 2.8 % off)",
+}
 _BALANCED = Quantity.given(
     1.0, symbol="imbalance", source=Source("assumed", "every GPU gets the mean load")
 )
@@ -209,8 +214,8 @@ def _place(given: dict[str, Quantity], rule: GroupRule) -> dict[str, Quantity]:
     """How the group lies in nodes, and how many GPUs and nodes a token reaches."""
     routing: dict[str, Any] = {name: given[name] for name in ("E", "k", "G", "M")}
     note = (
-        "one group: n*(1 - C(E - E/n, k)/C(E, k)); with G groups, of which a token uses M, the "
-        f"mixture for the rule {rule!r}"
+        "n*(1 - C(E - E/n, k)/C(E, k)) for one group; with G groups, of which a token uses M, "
+        f"{_RULE_NOTES[rule]}"
     )
     formula = f"distinct_{rule}(E, k, {{}}, G, M)"
     n, node = _legal_ep(given), given["node"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, TypeAlias
 
-from moeplan.errors import UserError, near_miss
-from moeplan.families.reader import Config
+from moeplan.errors import near_miss
+from moeplan.families.reader import Config, shown
 from moeplan.model.spec import ModelSpec
 
 __all__ = ["FAMILIES", "read_config"]
@@ -64,8 +64,9 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
     _, model_type = config.raw("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        hint = near_miss(str(model_type), FAMILIES)
-        raise config.fail("model_type", f"is {model_type!r}, which is not read{hint}; known: {known}")
+        hint = near_miss(model_type, FAMILIES) if isinstance(model_type, str) else ""
+        problem = f"is {shown(model_type)}, which is not read{hint}; known: {known}"
+        raise config.fail("model_type", problem)
     _agree_on_class(config, model_type)
     spec = _family(model_type)(config)
     if spec.moe is None and model_type not in _DENSE:

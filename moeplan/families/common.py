@@ -10,8 +10,8 @@ from moeplan.families.quantization import read_checkpoint
 from moeplan.families.reader import Config, shown
 from moeplan.model.attention import Attention
 from moeplan.model.basic import Embedding, Head, Norm, Residual
-from moeplan.model.ffn import DenseFFN, MoE
-from moeplan.model.ops import Block
+from moeplan.model.ffn import MoE
+from moeplan.model.ops import Block, Component
 from moeplan.model.spec import Group, ModelSpec, Role
 from moeplan.quantity import Quantity
 
@@ -100,7 +100,9 @@ def routed_by(c: Config, experts: Quantity, k: Quantity) -> dict[str, int]:
     if limit.value > groups.value:
         raise c.fail("topk_group", f"is {limit.value}: it must be at most n_group ({groups.value})")
     if k.value > limit.value * (experts.value // groups.value):
-        raise c.fail("topk_group", f"is {limit.value}: its groups hold fewer than {k.value} experts")
+        raise c.fail(
+            "topk_group", f"is {limit.value}: its groups hold fewer than {k.value} experts"
+        )
     return {"groups": int(groups.value), "group_limit": int(limit.value)}
 
 
@@ -113,7 +115,7 @@ def pre_norm(
     bias: bool = False,
 ) -> tuple[Block, ...]:
     """A layer in the usual order: norm, mixer, residual, norm, feed-forward, residual."""
-    part = "routed_experts" if isinstance(ffn, MoE) else "dense_ffn"
+    part: Component = "routed_experts" if isinstance(ffn, MoE) else "dense_ffn"
     return (
         Norm(hidden, names[0], bias=bias),
         mixer,
@@ -209,7 +211,9 @@ def _tied(c: Config, outer: Config, default: bool | None) -> bool:
     if outer is not c and "tie_word_embeddings" in outer:
         tied = outer.flag("tie_word_embeddings")
         if "tie_word_embeddings" in c and c.flag("tie_word_embeddings") is not tied:
-            raise c.fail("tie_word_embeddings", f"is {not tied} but {tied} outside: they must agree")
+            raise c.fail(
+                "tie_word_embeddings", f"is {not tied} but {tied} outside: they must agree"
+            )
         c.ignore("tie_word_embeddings")
         return tied
     if default is None:

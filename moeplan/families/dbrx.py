@@ -30,7 +30,9 @@ def _attention(c: Config, hidden: Quantity) -> Attention:
     if hidden.value % heads.value:
         raise c.fail("n_heads", f"is {heads.value}: it must divide d_model ({hidden.value})")
     if heads.value % kv_heads.value:
-        raise nested.fail("kv_n_heads", f"is {kv_heads.value}: it must divide n_heads ({heads.value})")
+        raise nested.fail(
+            "kv_n_heads", f"is {kv_heads.value}: it must divide n_heads ({heads.value})"
+        )
     c.expect("num_key_value_heads", [kv_heads.value], "attn_config.kv_n_heads says otherwise")
     width = (hidden // heads).named("dh")
     return Attention(

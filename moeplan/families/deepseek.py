@@ -82,7 +82,8 @@ def routed_experts(c: Config, routing: Routing, *, shared: int | None) -> MoE:
 
 def expert_groups(c: Config, *, default: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     """n_group and topk_group; where the file has neither, the class's defaults, noted."""
-    experts, k = c.int(*EXPERTS), c.int("num_experts_per_tok")
+    experts = c.int(*EXPERTS)
+    k = selection(c, experts, "num_experts_per_tok")
     if "n_group" in c.data:
         return routed_by(c, experts, k)
     if c.optional("topk_group") is not None:

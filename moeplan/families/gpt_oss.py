@@ -44,7 +44,7 @@ def _attention(c: Config, hidden: Quantity, window: Quantity | None) -> Attentio
 
 
 def gpt_oss(c: Config) -> ModelSpec:
-    """Read a gpt-oss config; without `layer_types`, every second layer from the first is windowed."""
+    """Read a gpt-oss config; by default layers alternate, windowed first."""
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     experts = c.int("num_local_experts", "num_experts", symbol="E")

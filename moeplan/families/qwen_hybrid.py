@@ -27,9 +27,7 @@ STACKED = ExpertNames(
 )
 
 
-def _delta_net(
-    c: Config, hidden: Quantity, layout: Literal["paired", "split"]
-) -> GatedDeltaNet:
+def _delta_net(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> GatedDeltaNet:
     keys = c.int("linear_num_key_heads", default=16, symbol="Hk")
     values = c.int("linear_num_value_heads", default=32, symbol="Hv")
     if values.value % keys.value:
@@ -59,9 +57,7 @@ def _mixer_kinds(c: Config, layers: int) -> list[str]:
     return kinds
 
 
-def _mixers(
-    c: Config, hidden: Quantity, layout: Literal["paired", "split"]
-) -> dict[str, Block]:
+def _mixers(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> dict[str, Block]:
     bias = c.flag("attention_bias", default=False)
     c.expect("attn_output_gate", [True], "this family's attention has an output gate")
     full = attention(
@@ -144,7 +140,9 @@ def _qwen3_5(c: Config, outer: Config, **how: Any) -> ModelSpec:
     c.expect("decoder_sparse_step", [1], "every layer of this family holds experts")
     c.expect("norm_topk_prob", [True], "this family's chosen weights sum to one")
     c.expect("mamba_ssm_dtype", ["float32"], "the recurrent state is described in fp32")
-    c.expect("mtp_use_dedicated_embeddings", [False], "MTP embeddings of their own are not described")
+    c.expect(
+        "mtp_use_dedicated_embeddings", [False], "MTP embeddings of their own are not described"
+    )
     c.ignore("intermediate_size")
     mixers = _mixers(c, hidden, "split")
     moe = shared_expert_moe(c, hidden, renormalise=True, names=STACKED, stacked=True)

@@ -11,7 +11,7 @@ from moeplan.model.attention import Attention
 from moeplan.model.basic import Embedding, Head, Norm, Residual
 from moeplan.model.ffn import DenseFFN, ExpertNames, MoE, Routing
 from moeplan.model.ops import Block
-from moeplan.model.spec import Group, ModelSpec
+from moeplan.model.spec import Group, ModelSpec, Role
 from moeplan.quantity import Quantity
 
 __all__ = ["switch_transformers"]
@@ -117,8 +117,8 @@ def _stack(
         (side, *(("position table",) if i == 0 else ()), "moe" if sparse else "dense")
         for i, sparse in enumerate(_sparse_layers(c, side, layers, layers_key))
     ]
-    prefix, role = f"{side}.block.{{i}}.", "model" if decoding else "encoder"
-    return layer_groups(kinds, build, prefix=prefix, role=role, count=layers)  # type: ignore[arg-type]
+    role: Role = "model" if decoding else "encoder"
+    return layer_groups(kinds, build, prefix=f"{side}.block.{{i}}.", role=role, count=layers)
 
 
 def _final_norm(hidden: Quantity, side: str) -> Group:
@@ -135,8 +135,10 @@ def switch_transformers(c: Config) -> ModelSpec:
     hidden = c.int("d_model", "hidden_size", symbol="D")
     vocabulary = c.int("vocab_size", symbol="V")
     encoder = c.int("num_layers", "num_hidden_layers", symbol="L")
-    decoder_key = "num_decoder_layers" if "num_decoder_layers" in c else "num_layers"
-    decoder = c.int("num_decoder_layers", default=encoder, symbol="Ld")
+    symmetric = "num_decoder_layers" in c.data and c.data["num_decoder_layers"] is None
+    decoder_key = "num_layers" if symmetric else "num_decoder_layers"
+    c.ignore("num_decoder_layers")
+    decoder = encoder if symmetric else c.int("num_decoder_layers", symbol="L")
     # transformers 4 then unties the head alone, transformers 5 every table
     c.expect("tie_word_embeddings", [True], "which tables are then apart is not agreed on")
     tables = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")

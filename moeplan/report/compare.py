@@ -1,37 +1,22 @@
-"""Models side by side, and each MoE beside the dense models of equal active and total size."""
+"""Models side by side: one column a model, each number with its ratio to the first model."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import numpy as np
 
 from moeplan.errors import UserError
 from moeplan.estimation.estimate import Estimate
 from moeplan.estimation.scenario import DEFAULTS
-from moeplan.estimation.timing import floor
-from moeplan.model.dense_equivalent import Match, dense_equivalent
-from moeplan.model.ffn import DenseFFN
-from moeplan.model.workload import Workload
 from moeplan.quantity import Number, plain
-from moeplan.report.tables import Column, Table
+from moeplan.report.beside import NOTES, beside_tables
+from moeplan.report.columns import Row, side_by_side
+from moeplan.report.tables import Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_time
 
-__all__ = [
-    "Beside",
-    "beside_dense",
-    "compare_tables",
-    "decode_batches",
-    "exchange_per_token",
-    "labels",
-    "ratio",
-    "single",
-]
-
-SERVING_BATCH = 64  # where the user names no batch, dense and MoE decoding are also shown at this
+__all__ = ["compare_tables", "exchange_per_token", "labels", "setting", "single"]
 
 
 # ------------------------------------------------------------------------------ what is compared
@@ -100,6 +85,23 @@ def _way(index: int) -> Callable[[Estimate], Any]:
     return pick
 
 
+def _whole(value: int) -> str:
+    return f"{value:,}"
+
+
+def _flops(value: float) -> str:
+    """FLOPs without their unit, which the row's label says: `26.57 G`."""
+    return fmt_flops(value).removesuffix("FLOP")
+
+
+def _dollars(value: float) -> str:
+    return fmt_money(value) if value >= 1 else f"${value:.3g}"
+
+
+def _gpus(value: int) -> str:
+    return f"{value:,} GPU" if value == 1 else f"{value:,} GPUs"
+
+
 ROWS: tuple[Row, ...] = (
     Row("parameters", _at("params.total"), fmt_count),
     Row("active: all touched", _at("params.active.all"), fmt_count),
@@ -112,9 +114,9 @@ ROWS: tuple[Row, ...] = (
     Row("top-k", _at("model.top_k"), _whole, compared=False),
     Row("expert width", _at("model.expert_width"), _whole, compared=False),
     Row("shared expert width", _at("model.shared_width"), _whole, compared=False),
-    Row("forward FLOPs", _at("flops.forward_per_token"), _count),
-    Row("training FLOPs", _at("flops.training_per_token"), _count),
-    Row("decoding FLOPs", _at("flops.decode_per_token"), _count),
+    Row("forward FLOPs/token", _at("flops.forward_per_token"), _flops),
+    Row("training FLOPs/token", _at("flops.training_per_token"), _flops),
+    Row("decoding FLOPs/token", _at("flops.decode_per_token"), _flops),
     Row("KV cache a token", _at("kv_cache.bytes_per_token"), fmt_bytes),
     Row("KV cache in all", _at("kv_cache.bytes"), fmt_bytes),
     Row("weights", _at("memory.weights"), fmt_bytes),
@@ -130,6 +132,7 @@ ROWS: tuple[Row, ...] = (
     Row("decode $/M tokens", _at("cost.decode_dollars_per_million_tokens.lower"), _dollars),
 )
 
+
 def compare_tables(estimates: Sequence[Estimate], width: int | None = None) -> list[Table]:
     """Tables of models side by side, then each MoE beside its dense equivalents.
 
@@ -143,9 +146,9 @@ def compare_tables(estimates: Sequence[Estimate], width: int | None = None) -> l
     tables = side_by_side("Models side by side", names, ROWS, estimates, width)
     tables[-1].notes += _notes(estimates, names)
     for name, e in zip(names, estimates, strict=True):
-        tables += _beside_tables(name, e, width)
-    if e_moe := next((e for e in estimates if e.spec.moe is not None), None):
-        tables[-1].notes += _beside_notes(e_moe)
+        tables += beside_tables(name, e, width)
+    if any(e.spec.moe is not None for e in estimates):
+        tables[-1].notes += NOTES
     return tables
 
 
@@ -165,23 +168,24 @@ def _notes(estimates: Sequence[Estimate], names: list[str]) -> list[str]:
 
 def _conditions(estimates: Sequence[Estimate]) -> str:
     def used(name: str) -> str:
-        return " / ".join(dict.fromkeys(_setting(e, name) for e in estimates))
+        return " / ".join(dict.fromkeys(setting(e, name) for e in estimates))
 
     text = (
-        f"Context {used('context')}, batch {used('batch')}, {used('attention')} attention, cache "
+        f"Context of {used('context')} tokens, batch {used('batch')}, {used('attention')} attention, cache "
         f"in {used('cache')}, training state {used('optimizer')}. Times and costs are floors of "
         f"one {used('gpu')}, the datasheet reached in full, with no exchange between GPUs."
     )
     if any(e.tree["all_to_all"] is not None for e in estimates):
         text += (
-            " Sent: all MoE layers forward, dispatch and combine, in "
+            " All-to-all: what a token sends in all MoE layers of a forward pass, dispatch and combine, in "
             f"{used('dispatch')} and {used('combine')}, nodes of {used('node')} GPUs, "
-            f"{used('policy')} policy; what a node forwards inside counts as in node."
+            f"{used('policy')} policy; rows forwarded inside a node count as in node."
         )
     return text
 
 
-def _setting(e: Estimate, name: str) -> str:
+def setting(e: Estimate, name: str) -> str:
+    """A setting of the scenario as text; the GPU by its full id."""
     value = e.gpu.id if name == "gpu" else plain(e.scenario[name])
     return f"{value:,}" if isinstance(value, int) else str(value)
 
@@ -189,7 +193,7 @@ def _setting(e: Estimate, name: str) -> str:
 def _differences(pairs: list[tuple[str, Estimate]]) -> list[str]:
     """Where columns differ in what they mean, not only in size."""
     out = []
-    differing = [n for n in DEFAULTS if len({_setting(e, n) for _, e in pairs}) > 1]
+    differing = [n for n in DEFAULTS if len({setting(e, n) for _, e in pairs}) > 1]
     if differing:
         out.append(f"The models were estimated with different settings: {', '.join(differing)}.")
     formats = {name: e.tree["memory"]["weights_format"] for name, e in pairs}

@@ -131,14 +131,17 @@ ALTERED: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "llama4_text": [
-        {"layer_types": [FULL, CHUNKED] * 3, "num_experts_per_tok": 2},
+        {"layer_types": [FULL, CHUNKED] * 3, "num_experts_per_tok": 2, "num_local_experts": 5},
         {"moe_layers": [0], "tie_word_embeddings": True},
     ],
     "minimax_m2": [
         {"num_hidden_layers": 2, "head_dim": DROP, "num_local_experts": 12},
         {"num_hidden_layers": 3, "num_key_value_heads": 4, "tie_word_embeddings": True},
     ],
-    "mistral": [{"sliding_window": 128}, {"head_dim": 96, "tie_word_embeddings": True}],
+    "mistral": [
+        {"sliding_window": 128, "num_key_value_heads": 4},
+        {"head_dim": 96, "tie_word_embeddings": True},
+    ],
     "mixtral": [
         {"num_hidden_layers": 2, "num_local_experts": 5, "head_dim": 96},
         {"num_hidden_layers": 3, "num_key_value_heads": 32, "tie_word_embeddings": True},
@@ -149,10 +152,20 @@ ALTERED: dict[str, list[dict[str, Any]]] = {
     ],
     "phimoe": [
         {"num_hidden_layers": 2, "attention_bias": False, "lm_head_bias": False},
-        {"num_hidden_layers": 3, "head_dim": DROP, "num_key_value_heads": 4, "sliding_window": None},
+        {
+            "num_hidden_layers": 3,
+            "head_dim": DROP,
+            "num_key_value_heads": 4,
+            "sliding_window": None,
+        },
     ],
     "qwen2": [
-        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+        {
+            "use_sliding_window": True,
+            "sliding_window": 64,
+            "max_window_layers": 1,
+            "num_key_value_heads": 4,
+        },
         {"layer_types": [FULL] * 4, "head_dim": 96, "tie_word_embeddings": True},
     ],
     "qwen2_moe": [
@@ -195,6 +208,7 @@ ALTERED: dict[str, list[dict[str, Any]]] = {
         {
             "tie_word_embeddings": True,
             "text_config": {
+                "tie_word_embeddings": True,
                 "num_hidden_layers": 6,
                 "layer_types": DROP,
                 "full_attention_interval": 3,

@@ -1,0 +1,114 @@
+"""The sheet that every plot stands on: title, what it says, legend, conditions, footer."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from moeplan._version import __version__
+from moeplan.estimation.estimate import Estimate
+from moeplan.report.compare import labels, setting, single
+from moeplan.report.style import INK, RC
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+__all__ = ["Sheet", "look", "used"]
+
+_LINE = 0.17  # inches of a line of small text
+_SMALL = 7.5
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Draw in this project's style, whatever the user's matplotlib settings are."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", dict(RC)]):
+        yield
+
+
+def used(estimates: Sequence[Estimate], name: str) -> str:
+    """A setting's value, or its values where the estimates differ."""
+    return " / ".join(dict.fromkeys(setting(e, name) for e in estimates))
+
+
+class Sheet:
+    """A figure in the making: make axes on `figure`, then `finish` it.
+
+    Height is that of the axes in inches; title, legend and footer get their own room besides.
+    """
+
+    def __init__(self, estimates: Sequence[Estimate], width: float, height: float) -> None:
+        from matplotlib.figure import Figure
+
+        self.estimates = single(estimates)
+        self.names = labels(estimates)
+        self.figure: Figure = Figure(figsize=(width, height), layout="constrained")
+        self._body = height
+
+    def finish(
+        self, title: str, finding: str, conditions: str = "", keys: Sequence[Artist] = ()
+    ) -> Figure:
+        """Write title, finding, legend of `keys` and footer around the axes, and fix the layout."""
+        figure, width = self.figure, float(self.figure.get_figwidth())
+        said = self._wrapped(finding, 8.5)
+        foot = self._wrapped(f"{conditions} {self._footer()}".strip(), _SMALL)
+        legend, tall = self._legend(keys)
+        above = 0.45 + _LINE * len(said)
+        below = 0.1 + _LINE * 0.85 * len(foot)
+        height = above + self._body + tall + below
+        figure.set_size_inches(width, height)
+        left = 0.12 / width
+        figure.text(left, 1 - 0.1 / height, title, va="top", weight="bold", size=11.5, gid="title")
+        text = {"va": "top", "color": INK, "linespacing": 1.3}
+        figure.text(left, 1 - 0.36 / height, "\n".join(said), size=8.5, gid="finding", **text)
+        figure.text(
+            left, below / height, "\n".join(foot), size=_SMALL, gid="footer", **text
+        )
+        if legend is not None:
+            legend.set_bbox_to_anchor((left, (below + tall) / height), figure.transFigure)
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        bottom = (below + tall) / height
+        engine.set(rect=(0, bottom, 1, 1 - bottom - above / height))  # type: ignore[call-arg]
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return figure
+
+    def _legend(self, keys: Sequence[Artist]) -> tuple[Any, float]:
+        """The legend in as many columns as the width holds, and its height in inches."""
+        if not keys:
+            return None, 0.0
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas, room = FigureCanvasAgg(self.figure), self.figure.bbox.width * 0.97
+        for columns in range(len(keys), 0, -1):
+            legend = self.figure.legend(
+                handles=list(keys),
+                loc="upper left",
+                ncols=columns,
+                borderaxespad=0,
+                columnspacing=1.6,
+                handlelength=3.0,
+            )
+            legend.set_in_layout(False)
+            box = legend.get_window_extent(canvas.get_renderer())
+            if box.width <= room or columns == 1:
+                return legend, box.height / self.figure.dpi + 0.05
+            legend.remove()
+        raise AssertionError("a legend of one column always ends the loop")
+
+    def _wrapped(self, text: str, size: float) -> list[str]:
+        """Text in lines that the sheet's width holds (DejaVu Sans is about 0.55 em wide)."""
+        return textwrap.wrap(text, int(self.figure.get_figwidth() * 72 / (size * 0.545)) - 4)
+
+    def _footer(self) -> str:
+        """Models, hardware, version, and how many inputs were assumed."""
+        gpus = " / ".join(dict.fromkeys(f"{e.gpu.name} ({e.gpu.id})" for e in self.estimates))
+        assumed = " + ".join(str(len(e.assumptions)) for e in self.estimates)
+        models = ", ".join(self.names)
+        return f"{models} · {gpus} · moeplan {__version__} · assumed inputs: {assumed}"
