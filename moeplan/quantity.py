@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
+from moeplan.arrays import is_array, np
 
 __all__ = [
     "Inputs",
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
 
 def _ceil(x: Number) -> Number:
-    return np.ceil(x) if isinstance(x, np.ndarray) else math.ceil(x)
+    return np.ceil(x) if is_array(x) else math.ceil(x)
 
 
 def _ceil_div(a: Number, b: Number) -> Number:
@@ -51,7 +51,7 @@ def _ceil_div(a: Number, b: Number) -> Number:
 
 
 def _minimum(*xs: Number) -> Number:
-    if any(isinstance(x, np.ndarray) for x in xs):
+    if any(is_array(x) for x in xs):
         out = xs[0]
         for x in xs[1:]:
             out = np.minimum(out, x)
@@ -60,7 +60,7 @@ def _minimum(*xs: Number) -> Number:
 
 
 def _maximum(*xs: Number) -> Number:
-    if any(isinstance(x, np.ndarray) for x in xs):
+    if any(is_array(x) for x in xs):
         out = xs[0]
         for x in xs[1:]:
             out = np.maximum(out, x)
@@ -273,11 +273,10 @@ def _operand(side: Any, inputs: dict[str, Quantity]) -> str:
 
 
 def _as_number(value: Any) -> Number:
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (list, tuple)) or is_array(value):
         return np.asarray(value, dtype=np.float64)
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+    # a numpy scalar; asked without loading numpy
+    return value.item() if hasattr(value, "item") else value
 
 
 def plain(value: Any) -> Number:

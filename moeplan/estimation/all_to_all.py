@@ -18,8 +18,8 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
 
+from moeplan.arrays import is_array, np
 from moeplan.errors import UserError, near_miss
 from moeplan.model.routing import GroupRule, expected_distinct, nearest_divisor
 from moeplan.quantity import Number, Quantity, Source, derive, plain, register
@@ -137,7 +137,7 @@ class AllToAll:
         dispatch then holds every message towards the experts, combine every message from them.
         Recomputed layers send their dispatch once more; that is not counted here.
         """
-        if not isinstance(plain(moe_layers), np.ndarray):
+        if not is_array(plain(moe_layers)):
             _check_whole("moe_layers", plain(moe_layers), least=0)
         layers = _quantity(moe_layers, "L", "moe_layers")
         forward, gradients = (self.dispatch, self.combine), self._gradients
@@ -220,7 +220,7 @@ def _place(given: dict[str, Quantity], rule: GroupRule) -> dict[str, Quantity]:
     formula = f"distinct_{rule}(E, k, {{}}, G, M)"
     n, node = _legal_ep(given), given["node"]
     gpus = derive(formula.format("n"), symbol="D", note=note, n=n, **routing)
-    if isinstance(gpus.value, np.ndarray):  # routing knows more illegal points
+    if is_array(gpus.value):  # routing knows more illegal points
         n = _masked(n, np.isfinite(gpus.value))
     nodes = derive("max(1, n//node)", symbol="N", note="nodes of the group", n=n, node=node)
     inside = derive("min(n, node)", symbol="g", note="its GPUs in one node", n=n, node=node)
@@ -324,7 +324,7 @@ def _quantity(value: Any, symbol: str, name: str) -> Quantity:
 def _legal_ep(given: dict[str, Quantity]) -> Quantity:
     """Return n after the checks: numbers raise, arrays make n, and all that follows, nan."""
     v = {name: quantity.value for name, quantity in given.items()}
-    if not any(isinstance(value, np.ndarray) for value in v.values()):
+    if not any(is_array(value) for value in v.values()):
         _check(v)
         return given["n"]
     n, node = v["n"], v["node"]

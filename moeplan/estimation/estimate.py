@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 
+from moeplan.arrays import is_array
 from moeplan._version import __version__
 from moeplan.cluster.hardware import Gpu, gpu
 from moeplan.errors import UserError, near_miss
@@ -140,7 +140,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         return value.tolist()
     return value
 

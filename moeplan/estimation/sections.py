@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 
+from moeplan.arrays import is_array
 from moeplan.cluster.hardware import PRICE_KINDS, Gpu, price, prices
 from moeplan.estimation.all_to_all import AllToAll, Traffic, all_to_all
 from moeplan.estimation.fold import MTP
@@ -114,7 +114,7 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
         return None
     ep = s.quantity("ep", _default_ep(moe.values["E"], s["node"]))
     node = s.quantity("node")
-    if "node" not in s.given and not np.any(node.value <= ep.value):
+    if "node" not in s.given and not is_array(ep.value) and ep.value < node.value:
         node = ep.named("g")  # a group smaller than a node lies in one
     result = all_to_all(
         s.quantity("tokens"),
@@ -150,7 +150,7 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
 
 def _default_ep(experts: Number, node: Number) -> Number:
     """The largest divisor of E up to 64 that fits whole nodes, or lies inside one."""
-    if isinstance(experts, np.ndarray) or isinstance(node, np.ndarray):
+    if is_array(experts) or is_array(node):
         return 8
     fits = [d for d in range(1, 65) if experts % d == 0 and (d % node == 0 or node % d == 0)]
     return max(fits)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 
+from moeplan.arrays import is_array, np
 from moeplan.cluster.hardware import Gpu
 from moeplan.estimation.fold import Line, Part, lines, over_groups
 from moeplan.estimation.memory import LayerBytes, layer_bytes
@@ -174,5 +174,11 @@ def _row(line: Line, row: dict[str, Quantity]) -> dict[str, Any]:
         "op": line.op.name,
         "component": line.op.component,
         **row,
-        "bound": np.where(compute >= memory, "compute", "memory").tolist(),
+        "bound": _bound(compute, memory),
     }
+
+
+def _bound(compute: Number, memory: Number) -> Any:
+    if is_array(compute) or is_array(memory):
+        return np.where(compute >= memory, "compute", "memory").tolist()
+    return "compute" if compute >= memory else "memory"

@@ -34,6 +34,8 @@ _LAYOUTS = (
     "mxfp8-quantized",
     "mixed-precision",
 )
+# words for the format of keys and values; "static" is AutoFP8's for fp8 with fixed scales
+_CACHES = {"fp8": "fp8", "int8": "int8", "nvfp4": "nvfp4", "static": "fp8", "none": None}
 _ORDERS = (True, False, "group", "weight", "static", "dynamic")
 _UNSET: tuple[Any, ...] = (None, False, {}, [])
 
@@ -92,10 +94,9 @@ def cache_format(q: Config, *keys: str) -> str | None:
         scheme = q.data.get(key)
         q.ignore(key)
         if isinstance(scheme, str):
-            words = {"FP8": "fp8", "INT8": "int8", "NVFP4": "nvfp4"}
-            if scheme not in words:
-                raise q.fail(key, f"is {shown(scheme)}: allowed are {', '.join(words)}")
-            return words[scheme]
+            if scheme.lower() not in _CACHES:
+                raise q.fail(key, f"is {shown(scheme)}: allowed are {', '.join(_CACHES)}")
+            return _CACHES[scheme.lower()]
         if scheme:
             child = q.sub(key)
             assert child is not None

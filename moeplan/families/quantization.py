@@ -170,8 +170,19 @@ _GPTQ_INERT = (
     "exllama_config",
     "use_cuda_fp16",
     "cache_block_outputs",
-    "format",
     "version",
+    "meta",
+    "model_name_or_path",
+    "batch_size",
+    "dataset",
+    "tokenizer",
+    "model_seqlen",
+    "max_input_length",
+    "pad_token_id",
+    "use_exllama",
+    "disable_exllama",
+    "backend",
+    "hyb_act",
 )
 
 
@@ -179,13 +190,16 @@ def _gptq(q: Config, base: Format, experts: int | None) -> dict[str, Any]:
     """GPTQ: the linear layers of the decoder's layers; the head only where `lm_head` says so."""
     q.ignore(*_GPTQ_INERT)
     q.expect("pack_dtype", ["int32"], "another layout of the words")
-    q.expect("checkpoint_format", ["gptq", "gptq_v2"], "another layout of the words")
+    for key in ("checkpoint_format", "format"):
+        q.expect(key, ["gptq", "gptq_v2"], "another layout of the words")
     q.expect("is_marlin_format", [False], "another layout of the words")
     bits, size = _bits(q, "bits", allowed=(2, 3, 4, 8)), _group_size(q, "group_size")
     excluded, rules = _dynamic(q, bits, size)
     blocks = q.list("modules_in_block_to_quantize", default=None)
     only = modules(q, "modules_in_block_to_quantize", _flat(blocks or []), experts)
     kept = KEPT - {"head"} if q.flag("lm_head", default=False) else KEPT
+    if "meta" not in q:  # where GPTQModel names itself
+        q.note("the zero biases that AutoGPTQ stores, 2 bytes an output, are not counted")
     return {
         "quantised": gptq_int(bits, size),
         "only": only.as_patterns(),

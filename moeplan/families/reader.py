@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeAlias
 
 from moeplan.errors import UserError, near_miss
 from moeplan.quantity import Quantity, Source
@@ -20,6 +20,7 @@ from moeplan.quantity import Quantity, Source
 __all__ = ["Config", "shown"]
 
 _MISSING = object()
+_Int: TypeAlias = int  # inside Config, `int` is a method
 
 # Far above any model: they keep a slip of the keyboard from exhausting memory or overflowing.
 _MOST = 10**12
@@ -40,7 +41,9 @@ _IRRELEVANT = re.compile(
     |name_or_path|license|tags|temperature|top_p|do_sample|bad_words.*|is_decoder|prefix
     |finetuning_task|pruned_heads|tie_encoder_decoder|torchscript|moe_capacity.*|.*capacity.*
     |.*token_dropping|moe_drop_tokens|clip_qkv|.*swiglu_limit|rescale_.*|n_ctx
-    |tokenizer_class|unk_token|sep_token|model_max_length|for_causal_lm|embd_pdrop)$""",
+    |top_k|typical_p|num_beam.*|num_return_sequences|.*no_repeat_ngram_size|(min|max)_length
+    |.*_penalty|early_stopping|.*suppress_tokens|remove_invalid_values|use_bfloat16|tf_legacy_loss
+    |output_scores|tokenizer_class|unk_token|sep_token|model_max_length|for_causal_lm|embd_pdrop)$""",
     re.VERBOSE,
 )
 # Keys that name the shape of a model; unread and set, they may hide parameters.
@@ -55,13 +58,11 @@ _BEARING = re.compile(
 class Config:
     """A mapping of keys with a name for messages; `path` tells the user which file."""
 
-    def __init__(
-        self, data: Mapping[str, Any], path: str, *, prefix: str = "", origin: str = "config"
-    ) -> None:
+    def __init__(self, data: Any, path: str, *, prefix: str = "", origin: str = "config") -> None:
         if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
             place = f"{path}: {prefix.removesuffix('.')}" if prefix else path
             raise UserError(f"{place} is {shown(data)}: an object of keys is needed")
-        self.data = data
+        self.data: Mapping[str, Any] = data
         self.path = path
         self.prefix = prefix
         self.origin = origin
@@ -110,8 +111,8 @@ class Config:
         *keys: str,
         default: Any = _MISSING,
         symbol: str = "",
-        least: int = 1,
-        most: int | None = None,
+        least: _Int = 1,
+        most: _Int | None = None,
     ) -> Quantity:
         """A whole number; a default is recorded as an assumption (the family's own default)."""
         key, value = self.raw(*keys, default=default)
@@ -129,7 +130,7 @@ class Config:
             raise self.fail(key, f"is {shown(value)}: it must be {bound}")
         return self._quantity(key, value, symbol, given)
 
-    def optional(self, *keys: str, symbol: str = "", least: int = 1) -> Quantity | None:
+    def optional(self, *keys: str, symbol: str = "", least: _Int = 1) -> Quantity | None:
         """A whole number, or None where the key is absent, null or zero."""
         key, value = self.raw(*keys, default=None)
         if value is None or value is False or value == 0:
@@ -162,7 +163,7 @@ class Config:
             raise self.fail(key, f"is {shown(value)}: allowed are {names}{hint}")
         return value
 
-    def list(self, *keys: str, length: int | None = None, default: Any = _MISSING) -> Any:
+    def list(self, *keys: str, length: _Int | None = None, default: Any = _MISSING) -> Any:
         """A list, of a given length where one is demanded."""
         key, value = self.raw(*keys, default=default)
         if value is None:
@@ -173,7 +174,7 @@ class Config:
             raise self.fail(key, f"has {len(value)} entries: {length} are needed, one a layer")
         return list(value)
 
-    def indices(self, key: str, below: int) -> frozenset[int]:
+    def indices(self, key: str, below: _Int) -> frozenset[_Int]:
         """A list of places, each from 0 to `below` - 1; absent or null means none."""
         places = self.list(key, default=None) or []
         for place in places:

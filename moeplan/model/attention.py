@@ -175,7 +175,7 @@ class Attention(Block):
         for op, weight, bias in self._projections():
             tokens = "N" if op in ("k_proj", "v_proj") else "T"
             # the input is one tensor for the three projections: kept once, by the first
-            kept = (Kept("attn_input", "T*D", drop="norm"),) if not rows else ()
+            kept: tuple[Kept, ...] = () if rows else (Kept("attn_input", "T*D", drop="norm"),)
             rows.append(linear(op, weight, bias=bias, rows=tokens, kept=kept))
         for op, weights, elements in self._norms():
             kept = (Kept(f"{op}_input", elements, drop="norm"),)

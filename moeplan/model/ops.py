@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
 
+from moeplan.arrays import is_array
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number, Quantity, evaluate, plain
 
@@ -264,7 +264,9 @@ class Block:
             value = getattr(self, name)
             if isinstance(value, Quantity):
                 out[name] = value
-            elif isinstance(value, (int, float, list, np.ndarray)) and not isinstance(value, bool):
+            elif (isinstance(value, (int, float, list)) or is_array(value)) and not isinstance(
+                value, bool
+            ):
                 out[name] = Quantity.given(value, symbol=name)
         return out
 

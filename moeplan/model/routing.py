@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from math import isqrt
+from math import comb, isqrt
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
-import numpy as np
 
+from moeplan.arrays import is_array, np
 from moeplan.errors import UserError, near_miss
 from moeplan.quantity import Number, plain
 
@@ -123,7 +123,7 @@ def expected_active_experts(experts: Number, top_k: Number, tokens: Number) -> N
 
 def _share(E: Number, k: Number) -> Number:
     """k/E: the part of all tokens that an expert gets."""
-    if isinstance(E, np.ndarray) or isinstance(k, np.ndarray):
+    if is_array(E) or is_array(k):
         return np.divide(k, E, where=(k >= 0) & (k <= E) & (E > 0), out=np.full_like(k + E, np.nan))
     if not 0 <= k <= E or E == 0:
         raise UserError(f"top_k={k} must lie between 0 and experts={E}")
@@ -148,14 +148,19 @@ def _probability_reached(given: tuple[Number, ...], rule: str) -> Number:
         hint = near_miss(rule, get_args(GroupRule))
         raise UserError(f"group rule {rule!r} is not known; it is one of {allowed}{hint}")
     values = [plain(value) for value in given]
-    if any(isinstance(value, np.ndarray) for value in values):
+    if any(is_array(value) for value in values):
         return _over_points(np.broadcast_arrays(*values), rule)
     return _exact(*_checked(*values), rule)
 
 
 @lru_cache(maxsize=4096)
 def _exact(E: int, k: int, n: int, G: int, M: int, rule: str) -> float:
-    """One point in exact fractions: the same computation, over arrays of one Python object."""
+    """One point in exact fractions: the same computation, over arrays of one Python object.
+
+    Without groups the answer is one binomial ratio, which needs no numpy to be loaded.
+    """
+    if G == 1 and E % n == 0:
+        return float(1 - Fraction(comb(E - E // n, k), comb(E, k)))
     point = _Point(*(np.array([Fraction(value)], dtype=object) for value in (E, k, n, G, M)))
     return float(_mean_over_destinations(point, rule)[0])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from moeplan.report.columns import Row, side_by_side
 from moeplan.report.tables import Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_time
 
-__all__ = ["compare_tables", "exchange_per_token", "labels", "setting", "single"]
+__all__ = ["compare_tables", "labels", "per_token", "setting", "single"]
 
 
 # ------------------------------------------------------------------------------ what is compared
@@ -44,17 +44,13 @@ def single(estimates: Sequence[Estimate]) -> Sequence[Estimate]:
     return estimates
 
 
-def exchange_per_token(e: Estimate) -> tuple[Number, Number] | None:
+def per_token(all_to_all: Mapping[str, Any]) -> tuple[Number, Number]:
     """Bytes a token sends in a forward pass of all MoE layers: in its node, to other nodes.
 
-    Dispatch and combine together; what is forwarded inside the node for other nodes is in-node
-    traffic. None for a dense model. Arrays where the scenario's ep is one.
+    Of an estimate's all-to-all section: dispatch and combine together; what is forwarded inside a
+    node for other nodes is in-node traffic.
     """
-    section = e.tree["all_to_all"]
-    if section is None:
-        return None
-    ways = section["forward_step"].values()
-    tokens = section["tokens"].value
+    ways, tokens = all_to_all["forward_step"].values(), all_to_all["tokens"].value
     inside = sum(way["same_node"].value + way["forwarded"].value for way in ways)
     return inside / tokens, sum(way["other_nodes"].value for way in ways) / tokens
 
@@ -79,8 +75,8 @@ def _share(e: Estimate) -> float:
 
 def _way(index: int) -> Callable[[Estimate], Any]:
     def pick(e: Estimate) -> Any:
-        ways = exchange_per_token(e)
-        return None if ways is None else ways[index]
+        section = e.tree["all_to_all"]
+        return None if section is None else per_token(section)[index]
 
     return pick
 

@@ -223,7 +223,9 @@ def test_grok_ties_its_table(shared: Path) -> None:
 
 
 def test_switch_c_refuses_its_own_contradiction(shared: Path) -> None:
-    with pytest.raises(UserError, match="num_sparse_decoder_layers is 15.*num_decoder_layers is 12"):
+    with pytest.raises(
+        UserError, match="num_sparse_decoder_layers is 15.*num_decoder_layers is 12"
+    ):
         read(shared, SWITCH_C)
     with pytest.raises(UserError, match="decoder_sparse_step is 0"):
         read(shared, SWITCH_C, num_decoder_layers=15)

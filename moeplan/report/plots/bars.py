@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moeplan.estimation.estimate import Estimate
-from moeplan.report.plots.sheet import Sheet, look, used
+from moeplan.report.plots.sheet import Sheet, few, look, used
 from moeplan.report.style import INK, PART_STYLES
 from moeplan.units import fmt_bytes, fmt_flops
 
@@ -51,7 +51,7 @@ def plot_flops(estimates: Sequence[Estimate]) -> Figure:
         right.set_xlabel("share of the model's FLOPs (%)")
         return sheet.finish(
             "Forward FLOPs per token by component",
-            _most(sheet.names, parts),
+            _largest(sheet.names, parts),
             f"Context {used(estimates, 'context')} tokens, {used(estimates, 'attention')} attention,"
             " mean over the sequence; 2 FLOPs a multiply-add; norms and activations are not counted.",
             _keys(parts),
@@ -75,7 +75,7 @@ def plot_memory(estimates: Sequence[Estimate]) -> Figure:
             _capacity(ax, estimates, unit)
         return sheet.finish(
             "Memory by part, against the GPU's capacity",
-            _fits(sheet.names, estimates, serving),
+            _fits(sheet.names, estimates),
             f"Cache of batch {used(estimates, 'batch')} x {used(estimates, 'context')} tokens in "
             f"{used(estimates, 'cache')}; weights as stored; training state {used(estimates, 'optimizer')} of all "
             "parameters, undivided, without activations. Dashed: what whole GPUs hold.",
@@ -126,7 +126,7 @@ def _end_labels(ax: Axes, ends: Sequence[float], texts: Sequence[str]) -> None:
     for place, (end, text) in enumerate(zip(ends, texts, strict=True)):
         ax.annotate(
             text, (end, place), (4, 0), textcoords="offset points", va="center", size=8.5,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+            zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
 
 
@@ -157,13 +157,14 @@ def _keys(parts: Sequence[Parts]) -> list[Patch]:
     ]
 
 
-def _most(names: Sequence[str], parts: Sequence[Parts]) -> str:
+def _largest(names: Sequence[str], parts: Sequence[Parts]) -> str:
     """Which component takes most of each model's FLOPs."""
     found = []
     for name, part in zip(names, parts, strict=True):
         key = max(part, key=lambda k: part[k])
-        found.append(f"{name} {PART_STYLES[key].label} {part[key] / sum(part.values()):.0%}")
-    return f"Largest part: {'; '.join(found)}."
+        share = part[key] / sum(part.values())
+        found.append((share, f"{name} {PART_STYLES[key].label} {share:.0%}"))
+    return f"Largest part: {few(found)}."
 
 
 def _capacity(ax: Axes, estimates: Sequence[Estimate], unit: float) -> None:
@@ -188,10 +189,10 @@ def _capacity(ax: Axes, estimates: Sequence[Estimate], unit: float) -> None:
         )  # fmt: skip
 
 
-def _fits(names: Sequence[str], estimates: Sequence[Estimate], parts: Sequence[Parts]) -> str:
+def _fits(names: Sequence[str], estimates: Sequence[Estimate]) -> str:
     """How many GPUs weights and cache need at least."""
     found = []
     for name, e in zip(names, estimates, strict=True):
-        count: Any = e.tree["memory"]["serving"]["gpus_at_least"].value
-        found.append(f"{name} {count:,} x {e.gpu.id}")
-    return f"Weights and cache need at least: {'; '.join(found)}."
+        count = e.tree["memory"]["serving"]["gpus_at_least"].value
+        found.append((count, f"{name} {count:,} x {e.gpu.id}"))
+    return f"Weights and cache need at least: {few(found)}."

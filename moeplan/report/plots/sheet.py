@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-__all__ = ["Sheet", "look", "used"]
+__all__ = ["Sheet", "few", "look", "used"]
 
 _LINE = 0.17  # inches of a line of small text
 _SMALL = 7.5
@@ -34,6 +34,14 @@ def look() -> Iterator[None]:
 def used(estimates: Sequence[Estimate], name: str) -> str:
     """A setting's value, or its values where the estimates differ."""
     return " / ".join(dict.fromkeys(setting(e, name) for e in estimates))
+
+
+def few(found: Sequence[tuple[float, str]]) -> str:
+    """Texts with their numbers: all of them up to three, else those of least and most."""
+    if len(found) <= 3:
+        return "; ".join(text for _, text in found)
+    least, most = min(found), max(found)
+    return f"from {least[1]} to {most[1]}"
 
 
 class Sheet:
@@ -56,7 +64,7 @@ class Sheet:
         """Write title, finding, legend of `keys` and footer around the axes, and fix the layout."""
         figure, width = self.figure, float(self.figure.get_figwidth())
         said = self._wrapped(finding, 8.5)
-        foot = self._wrapped(f"{conditions} {self._footer()}".strip(), _SMALL)
+        foot = self._wrapped(conditions, _SMALL) + self._wrapped(self._footer(), _SMALL)
         legend, tall = self._legend(keys)
         above = 0.45 + _LINE * len(said)
         below = 0.1 + _LINE * 0.85 * len(foot)
@@ -94,6 +102,7 @@ class Sheet:
                 borderaxespad=0,
                 columnspacing=1.6,
                 handlelength=3.0,
+                handleheight=1.1,
             )
             legend.set_in_layout(False)
             box = legend.get_window_extent(canvas.get_renderer())

@@ -1,0 +1,235 @@
+"""Curves over one setting: cache against context, all-to-all bytes against expert parallelism."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from moeplan.estimation.estimate import Estimate
+from moeplan.estimation.memory import kv_cache
+from moeplan.estimation.scenario import Scenario
+from moeplan.estimation.sections import exchange
+from moeplan.quantity import plain
+from moeplan.report.compare import per_token
+from moeplan.report.plots.sheet import Sheet, few, look, used
+from moeplan.report.style import INK, model_style
+from moeplan.units import fmt_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["CONTEXTS", "cache_curve", "exchange_curve", "plot_all_to_all", "plot_kv_cache"]
+
+CONTEXTS = (1024, 1024 * 1024)  # first and last context of the cache plot, in tokens
+_STEPS = 8  # points per doubling: a window's corner then looks like one
+
+
+class Curve(NamedTuple):
+    """Points of a curve: x, and y (for an exchange: in the node, and to other nodes)."""
+
+    x: Any
+    y: Any
+    far: Any = None
+
+
+# --------------------------------------------------------------------------------- cache
+def cache_curve(e: Estimate) -> Curve:
+    """Bytes of the batch's cache at each context, in one call of the fold with an array.
+
+    The points include the estimate's own context and the model's own maximum, where they lie
+    between the ends.
+    """
+    first, last = CONTEXTS
+    doublings = int(np.log2(last / first))
+    grid = np.round(first * 2.0 ** (np.arange(doublings * _STEPS + 1) / _STEPS))
+    own = [plain(e.scenario["context"]), _most(e)]
+    extra = [float(x) for x in own if x is not None and first <= x <= last]
+    contexts = np.unique(np.concatenate([grid, extra]))
+    found = kv_cache(e.spec, e.scenario["cache"], e.scenario["batch"], contexts)["bytes"].value
+    return Curve(contexts, np.broadcast_to(np.asarray(found, dtype=np.float64), contexts.shape))
+
+
+def _most(e: Estimate) -> Any:
+    """The longest context that the model's config names, or None."""
+    return None if e.spec.max_context is None else plain(e.spec.max_context)
+
+
+def plot_kv_cache(estimates: Sequence[Estimate]) -> Figure:
+    """Cache of the batch against context, both logarithmic, against one GPU's memory."""
+    with look():
+        sheet = Sheet(estimates, 8.5, 4.6)
+        ax = sheet.figure.subplots()
+        lines = []
+        for index, (name, e) in enumerate(zip(sheet.names, estimates, strict=True)):
+            lines.append(_cache_line(ax, name, e, index, len(estimates)))
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set_xlim(CONTEXTS[0], CONTEXTS[1])
+        ax.xaxis.set_major_formatter(_tokens)
+        ax.yaxis.set_major_formatter(lambda y, _: re.sub(r"\.0+ ", " ", fmt_bytes(y)))
+        ax.set_xlabel("context (tokens of a sequence)")
+        ax.set_ylabel(f"cache of batch {used(estimates, 'batch')} (bytes)")
+        _memory_lines(ax, estimates)
+        if any(line is not None for line in _beyond(estimates)):
+            lines.append(_beyond_key())
+        return sheet.finish(
+            "KV cache and state against context",
+            _growth(sheet.names, estimates),
+            f"Cache in {used(estimates, 'cache')}, batch {used(estimates, 'batch')}; windows, shared "
+            "keys and values, and fixed states as each model has them.",
+            lines,
+        )
+
+
+def _cache_line(ax: Axes, name: str, e: Estimate, index: int, models: int) -> Artist:
+    """A model's curve: whole up to its own maximum context, thin beyond."""
+    style, curve, most = model_style(index), cache_curve(e), _most(e)
+    end = len(curve.x) if most is None else max(1, int(np.searchsorted(curve.x, most, "right")))
+    # markers of different models stand at different places, so that equal curves both show
+    every = (index * 2 * _STEPS // max(1, models), 2 * _STEPS)
+    (line,) = ax.plot(
+        curve.x[:end],
+        curve.y[:end],
+        color=style.colour,
+        linestyle=style.dashes,
+        marker=style.marker,
+        markevery=every,
+        label=name,
+        gid=f"model {index}",
+    )
+    if end < len(curve.x):
+        ax.plot(
+            curve.x[end - 1 :],
+            curve.y[end - 1 :],
+            color=style.colour,
+            linestyle=style.dashes,
+            marker=style.marker,
+            markersize=3,
+            markevery=every,
+            linewidth=0.7,
+            gid=f"beyond {index}",
+        )
+    return line
+
+
+def _beyond(estimates: Sequence[Estimate]) -> list[Any]:
+    """Each model's own maximum context where that is below the plot's end."""
+    mosts = [_most(e) for e in estimates]
+    return [most if most is not None and most < CONTEXTS[1] else None for most in mosts]
+
+
+def _beyond_key() -> Artist:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=INK, linewidth=0.7, label="thin: beyond the config's maximum")
+
+
+def _tokens(x: float, _: Any = None) -> str:
+    """Tokens in powers of two: 4K, 128K, 1M."""
+    if x >= 1024 * 1024:
+        return f"{x / 1024**2:g}M"
+    return f"{x / 1024:g}K" if x >= 1024 else f"{x:g}"
+
+
+def _memory_lines(ax: Axes, estimates: Sequence[Estimate]) -> None:
+    """One line a GPU: its memory, where the curves come near it."""
+    low, high = ax.get_ylim()
+    for e in {e.gpu.id: e for e in estimates}.values():
+        held = e.gpu.memory_bytes.value
+        if held > high * 3:
+            continue
+        ax.axhline(held, color=INK, linestyle=(0, (4, 2)), linewidth=1)
+        ax.annotate(
+            f"memory of one {e.gpu.id}: {fmt_bytes(held)}", (CONTEXTS[0], held), (4, 3),
+            textcoords="offset points", size=8, color=INK,
+        )  # fmt: skip
+    ax.set_ylim(low, max(high, ax.get_ylim()[1]))
+
+
+def _growth(names: Sequence[str], estimates: Sequence[Estimate]) -> str:
+    """What a token adds, and what it adds once windows are full."""
+    found = []
+    for name, e in zip(names, estimates, strict=True):
+        cache = e.tree["kv_cache"]
+        now, later = (cache[k].value for k in ("bytes_per_token", "bytes_per_token_beyond_windows"))
+        text = f"{name} {fmt_bytes(now)}"
+        found.append((now, text if now == later else f"{text} ({fmt_bytes(later)} beyond windows)"))
+    return f"A token adds: {few(found)}."
+
+
+# ---------------------------------------------------------------------------- all-to-all
+def exchange_curve(e: Estimate) -> Curve | None:
+    """Bytes a token sends at each ep that divides the experts and fits the node; None if dense.
+
+    All MoE layers of a forward pass, dispatch and combine, in one call with an array.
+    """
+    moe = e.spec.moe
+    if moe is None:
+        return None
+    experts = int(moe.values["E"])
+    degrees = np.array([n for n in range(1, experts + 1) if experts % n == 0], dtype=np.float64)
+    section = exchange(e.spec, Scenario({**e.scenario.given, "ep": degrees}))
+    assert section is not None
+    inside, outside = (np.broadcast_to(y, degrees.shape) for y in per_token(section))
+    legal = np.isfinite(inside) & np.isfinite(outside)
+    return Curve(degrees[legal], inside[legal], outside[legal])
+
+
+def plot_all_to_all(estimates: Sequence[Estimate]) -> Figure:
+    """Bytes a token sends against expert parallelism: in the node (solid), to others (dashed)."""
+    with look():
+        sheet = Sheet(estimates, 9.5, 4.2)
+        near, far = sheet.figure.subplots(1, 2, sharex=True, sharey=True)
+        curves = [exchange_curve(e) for e in estimates]
+        most = max(max(c.y.max(), c.far.max()) for c in curves if c is not None)
+        unit, word = (1e6, "MB") if most >= 1e6 else (1e3, "kB")
+        lines: list[Artist] = []
+        for index, (name, curve) in enumerate(zip(sheet.names, curves, strict=True)):
+            if curve is None:
+                continue
+            style = model_style(index)
+            how = {"color": style.colour, "marker": style.marker, "label": name}
+            lines += near.plot(curve.x, curve.y / unit, linestyle="-", gid=f"same {index}", **how)
+            far.plot(curve.x, curve.far / unit, linestyle="--", gid=f"other {index}", **how)
+        for ax, title in ((near, "inside the node (solid)"), (far, "to other nodes (dashed)")):
+            _ep_axis(ax, max(float(c.x.max()) for c in curves if c is not None))
+            ax.set_title(title)
+        near.set_ylabel(f"sent per token, forward, all MoE layers ({word})")
+        dense = [n for n, c in zip(sheet.names, curves, strict=True) if c is None]
+        return sheet.finish(
+            "All-to-all bytes per token against expert parallelism",
+            _sent(sheet.names, estimates),
+            f"Dispatch in {used(estimates, 'dispatch')}, combine in {used(estimates, 'combine')}; "
+            f"{used(estimates, 'policy')} policy, nodes of {used(estimates, 'node')} GPUs, balanced "
+            "routing; degrees that divide the experts and fit the node. Rows forwarded inside a node "
+            "for other nodes count as inside." + (f" Dense, not shown: {', '.join(dense)}." if dense else ""),
+            lines,
+        )
+
+
+def _ep_axis(ax: Axes, most: float) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator([2**i for i in range(int(np.log2(most)) + 1)]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.set_xlabel("expert parallelism (GPUs that share the experts)")
+    ax.set_ylim(bottom=0)
+
+
+def _sent(names: Sequence[str], estimates: Sequence[Estimate]) -> str:
+    """What a token sends at each estimate's own degree."""
+    found = []
+    for name, e in zip(names, estimates, strict=True):
+        section = e.tree["all_to_all"]
+        if section is not None:
+            inside, outside = per_token(section)
+            text = f"{name} {fmt_bytes(inside)} inside and {fmt_bytes(outside)} to other nodes"
+            found.append((inside + outside, f"{text} (ep {section['ep'].value:,})"))
+    return f"A token sends: {few(found)}. One GPU alone sends nothing."

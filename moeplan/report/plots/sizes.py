@@ -1,0 +1,133 @@
+"""Total against active parameters, a point for each model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from moeplan.estimation.estimate import Estimate
+from moeplan.report.plots.labelling import label_points
+from moeplan.report.plots.sheet import Sheet, few, look
+from moeplan.report.style import INK, model_style
+from moeplan.units import fmt_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_parameters", "sizes"]
+
+_MARGIN = 2.0  # the axes reach this many times beyond the outermost points
+_LEAST_SPAN = 12.0  # and hold at least this ratio, so that one model does not stand in a corner
+
+
+def sizes(e: Estimate) -> tuple[float, float]:
+    """Active (all tensors a token touches) and total parameters."""
+    params = e.tree["params"]
+    return params["active"]["all"].value, params["total"].value
+
+
+def plot_parameters(estimates: Sequence[Estimate]) -> Figure:
+    """Scatter of total against active parameters, both logarithmic, with lines of equal sparsity."""
+    with look():
+        sheet = Sheet(estimates, 8.5, 5.2)
+        ax = sheet.figure.subplots()
+        points = [sizes(e) for e in estimates]
+        for index, (name, (active, total)) in enumerate(zip(sheet.names, points, strict=True)):
+            style = model_style(index)
+            ax.plot(
+                [active], [total], linestyle="", marker=style.marker, color=style.colour,
+                markersize=8, markeredgecolor="white", label=name, gid=f"model {index}", zorder=4,
+            )  # fmt: skip
+        _frame(ax, points)
+        figure = sheet.finish(
+            "Total against active parameters",
+            _shares(sheet.names, points),
+            "Active: every tensor that one token touches, the embedding table included; "
+            "multi-token prediction modules are in neither number.",
+        )
+        obstacles = _sparsity_lines(ax)
+        label_points(ax, points, sheet.names, obstacles)
+        return figure
+
+
+def _frame(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for values, limit in (
+        ([p[0] for p in points], ax.set_xlim),
+        ([p[1] for p in points], ax.set_ylim),
+    ):
+        low, high = min(values) / _MARGIN, max(values) * _MARGIN
+        spare = max(1.0, math.sqrt(_LEAST_SPAN / (high / low)))
+        limit(low / spare, high * spare)
+    for axis, text in ((ax.xaxis, "active parameters per token"), (ax.yaxis, "total parameters")):
+        _ticks(axis)
+        axis.set_label_text(text)
+
+
+def _ticks(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 in each decade, named 500 M, 2 B, 1 T."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda x, _: _rounded(x))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _rounded(count: float) -> str:
+    number, _, unit = fmt_count(round(count)).partition(" ")
+    return f"{float(number):g} {unit}".strip()
+
+
+def _sparsity_lines(ax: Axes) -> list[Any]:
+    """Lines on which total is 1, 2, 4, ... times active, named where they leave the axes.
+
+    Returns the boxes of the names in pixels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    figure = ax.figure.figure
+    assert figure is not None
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = []
+    for power in range(14):
+        times = 2**power
+        if not y0 < x1 * times or not x0 * times < y1:
+            continue
+        dense = times == 1
+        ax.plot(
+            [x0, x1], [x0 * times, x1 * times], color="#888888" if not dense else INK,
+            linewidth=0.7 if not dense else 1.2, linestyle=(0, (2, 2)) if not dense else "-",
+            gid=f"sparsity {times}", zorder=1, scalex=False, scaley=False,
+        )  # fmt: skip
+        boxes.append(_line_name(ax, times).get_window_extent(renderer))
+    return boxes
+
+
+def _line_name(ax: Axes, times: int) -> Any:
+    """The name of a line of equal sparsity just inside the axes, at its upper right end."""
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    at_top = x1 * times > y1
+    place = (y1 / times, y1) if at_top else (x1, x1 * times)
+    text = ax.annotate(
+        "dense" if times == 1 else f"1/{times}",
+        place,
+        (-3, -3) if at_top else (-3, -2),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        size=8,
+        color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        zorder=2,
+    )
+    text.set_in_layout(False)
+    return text
+
+
+def _shares(names: Sequence[str], points: Sequence[tuple[float, float]]) -> str:
+    found = [(a / t, f"{n} {a / t:.1%}") for n, (a, t) in zip(names, points, strict=True)]
+    return f"Share of its parameters that a token touches: {few(found)}."
