@@ -8,6 +8,30 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from moeplan.cli_options import (
+    Attention,
+    Batch,
+    Cache,
+    Combine,
+    ConfigOption,
+    Context,
+    Csv,
+    Dispatch,
+    Ep,
+    GpuOption,
+    Imbalance,
+    Json,
+    Markdown,
+    Microbatch,
+    Model,
+    Node,
+    Optimizer,
+    Policy,
+    PresetOption,
+    Price,
+    Tokens,
+    Weights,
+)
 from moeplan.errors import UserError
 
 app = typer.Typer(
@@ -17,34 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[
-    str | None, typer.Argument(help="A preset, or a path to a config.json or its folder.")
-]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="A preset's name or alias.")]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="A config.json, or a folder that holds one.")
-]
-Context = Annotated[str | None, typer.Option(help="Tokens of a sequence (4096, 128k).")]
-Batch = Annotated[int | None, typer.Option(help="Sequences prefilled or decoded together.")]
-Microbatch = Annotated[int | None, typer.Option(help="Sequences of a training microbatch.")]
-Tokens = Annotated[int | None, typer.Option(help="Tokens a GPU brings to an exchange.")]
-Ep = Annotated[int | None, typer.Option(help="Expert parallelism: GPUs that share the experts.")]
-Node = Annotated[int | None, typer.Option(help="GPUs of a node within that group.")]
-Imbalance = Annotated[float | None, typer.Option(help="Load of the fullest GPU over the mean.")]
-Attention = Annotated[str | None, typer.Option(help="Scores that count: causal or full.")]
-Weights = Annotated[str | None, typer.Option(help="Weight format; else the checkpoint's own.")]
-Cache = Annotated[str | None, typer.Option(help="Format of the key-value cache.")]
-Dispatch = Annotated[str | None, typer.Option(help="Format of dispatched rows.")]
-Combine = Annotated[str | None, typer.Option(help="Format of combined rows.")]
-Policy = Annotated[str | None, typer.Option(help="Sent once: copies, per-gpu or per-node.")]
-Optimizer = Annotated[str | None, typer.Option(help="Training state, such as adamw-fp32.")]
-GpuOption = Annotated[str | None, typer.Option("--gpu", help="GPU, or a TOML file with one.")]
-Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as $2/h.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document, and nothing else.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Tables as Markdown.")]
-Csv = Annotated[bool, typer.Option("--csv", help="Tables as CSV.")]
-
 
 def _scenario(context: str | None, **given: Any) -> dict[str, Any]:
     if context is not None:
@@ -75,6 +71,12 @@ def _output(as_json: bool, markdown: bool, as_csv: bool) -> Literal["rich", "jso
         raise UserError(f"one output is needed: --{' and --'.join(chosen)} exclude each other")
     kinds: dict[str, Literal["json", "md", "csv"]] = {"json": "json", "markdown": "md", "csv": "csv"}
     return kinds[chosen[0]] if chosen else "rich"
+
+
+def _width() -> int:
+    from rich.console import Console
+
+    return Console().width
 
 
 def _show(tables: Any, output: str) -> None:
@@ -131,6 +133,49 @@ def estimate(
         print(result.to_json())
     else:
         _show(estimate_tables(result, detail=detail), output)
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Presets, or paths to config.json files.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="A folder for the plots, as PNG and SVG.")
+    ] = None,
+    context: Context = None,
+    batch: Batch = None,
+    tokens: Tokens = None,
+    ep: Ep = None,
+    node: Node = None,
+    attention: Attention = None,
+    weights: Weights = None,
+    cache: Cache = None,
+    optimizer: Optimizer = None,
+    gpu: GpuOption = None,
+    price: Price = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    as_csv: Csv = False,
+) -> None:
+    """Models side by side with ratios to the first, and plots for a review."""
+    from moeplan import api
+    from moeplan.report.compare import compare_tables
+
+    output = _output(as_json, markdown, as_csv)
+    scenario = _scenario(
+        context, batch=batch, tokens=tokens, ep=ep, node=node, attention=attention,
+        weights=weights, cache=cache, optimizer=optimizer, gpu=gpu, price=price,
+    )  # fmt: skip
+    results = api.compare(*models, **scenario)
+    if output == "json":
+        _print_json([result.to_dict() for result in results])
+    else:
+        _show(compare_tables(results, _width() if output == "rich" else None), output)
+    if plot is not None:
+        from moeplan.report.plots import draw
+
+        drawn = draw(results, plot)
+        for path in drawn:
+            print(path, file=sys.stderr)
 
 
 @app.command()

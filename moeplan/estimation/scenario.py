@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Default] = {
     "batch": Default(1, "sequences", "B", "sequences decoded or prefilled together"),
     "microbatch": Default(1, "sequences", "b", "sequences of a training microbatch"),
     "tokens": Default(4096, "tokens", "T", "tokens a GPU brings to an expert-parallel exchange"),
-    "ep": Default(None, "GPUs", "n", "expert parallelism: the largest divisor of E up to 64"),
+    "ep": Default(None, "GPUs", "n", "GPUs that share the experts: the largest divisor of E up to 64"),
     "node": Default(8, "GPUs", "g", "GPUs of a node, within the expert-parallel group"),
     "imbalance": Default(1.0, "", "imbalance", "load of the fullest GPU over the mean"),
     "attention": Default("causal", "", "", "attention scores that count: causal or full"),
@@ -73,7 +73,7 @@ class Scenario:
             value, source = self.given[name], Source("user", f"--{name}")
         else:
             value = known.value if default is None else default
-            source = Source("assumed", f"--{name} not given: {known.about}")
+            source = Source("assumed", f"{known.about} (default of --{name})")
         if isinstance(value, Quantity):
             return value
         return Quantity.given(value, known.unit, known.symbol, source)

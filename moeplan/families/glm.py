@@ -35,6 +35,7 @@ def glm4_moe(c: Config) -> ModelSpec:
     mixer = attention(
         c,
         c.int("hidden_size", symbol="D"),
+        grouped=True,
         qkv_bias=c.flag("attention_bias", default=False),
         qk_norm="head" if c.flag("use_qk_norm", default=False) else "none",
     )

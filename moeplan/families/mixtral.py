@@ -32,7 +32,8 @@ def mixtral(c: Config) -> ModelSpec:
         routing=Routing("softmax", renormalise=True),
         names=NAMES,
     )
-    mixer = attention(c, hidden, W=window, scope="full" if window is None else "window")
+    scope = "full" if window is None else "window"
+    mixer = attention(c, hidden, grouped=True, W=window, scope=scope)
     layers = c.int("num_hidden_layers", symbol="L")
     groups = layer_groups(
         [("attention", "moe")] * layers.value,

@@ -51,7 +51,8 @@ _BEARING = re.compile(
     r"expert|moe|router|rout|top_?k|mixture|sparse|shared|n_group|nextn|mtp|lora|latent|indexer|"
     r"index_|num_.*(head|layer|hidden)|_dim$|_size$|ffn|intermediate|layer_types|mamba|ssm|conv|"
     r"linear_|sliding|window|attn_layer|dense|tie_word|bias|gate|qk_norm|sink|altup|laurel|mlp|"
-    r"^n_(head|layer|embd)|^d_(model|ff|kv|inner)|kv_|^quantization$|hybrid|recurrent|no_rope|chunk"
+    r"^n_(head|layer|embd)|^d_(model|ff|kv|inner)|kv_|^quantization$|hybrid|recurrent|no_rope|chunk|"
+    r"encoder_decoder|cross_attention"
 )
 
 
@@ -227,15 +228,17 @@ class Config:
         """
         unread: list[str] = []
         for key, value in self.data.items():
-            if key in self.read or (_IRRELEVANT.match(key) and not key.startswith("_")):
+            if key in self.read:
                 continue
+            # a value that says "none" is misspelt like any other: the default may be something
+            meant = get_close_matches(key.lower(), sorted(self._absent), n=1, cutoff=0.8)
             inert = value is None or value is False or _same(value, 0) or value in ([], {}, "")
-            meant = get_close_matches(key.lower(), sorted(self._absent), n=1, cutoff=0.84)
             known = _IRRELEVANT.match(key) is not None
-            if not inert and (meant or (_BEARING.search(key) and not known)):
+            bearing = _BEARING.search(key) is not None and not known
+            if meant or (bearing and not inert):
                 hint = near_miss(key, meant or self.read - set(self.data))
                 raise self.fail(key, f"is {shown(value)}: this family does not read it{hint}")
-            if not known:
+            if not (known or bearing):
                 unread.append(self.prefix + key)
         for child in self._children:
             unread += child.finish()

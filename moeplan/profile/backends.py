@@ -101,14 +101,13 @@ class TorchBackend:
         self, x_TD: Tensor, selected: Selected, rows: Rows, experts: Experts, phase: PhaseScope
     ) -> Tensor:
         """Run the experts over rows sorted by expert, all in one grouped matmul each."""
-        weights_TK = selected.weights_TK
         at_input = experts.weigh == "input"
-        with phase("permute"):
-            x_RD = functions.permute(x_TD, weights_TK if at_input else None, rows.place_TK)
-        y_RD = self.rows(x_RD, rows, experts, phase)
-        del x_RD  # without a backward pass it has been freed by now
+        inside = selected.weights_TK if at_input else None
+        # no name here holds the rows, so that without a backward pass each dies with its last use
+        y_RD = self.rows(_permuted(x_TD, inside, rows, phase), rows, experts, phase)
         with phase("combine"):
-            return functions.combine(y_RD, None if at_input else weights_TK, rows.place_TK)
+            outside = None if at_input else selected.weights_TK
+            return functions.combine(y_RD, outside, rows.place_TK)
 
     def rows(self, x_RD: Tensor, rows: Rows, experts: Experts, phase: PhaseScope) -> Tensor:
         """Each row through its expert; rows are sorted by expert."""
@@ -116,6 +115,7 @@ class TorchBackend:
             h_RH = functions.grouped_linear(x_RD, experts.up_EHD, rows.ends_E)
             if experts.up_bias_EH is not None:
                 h_RH = functions.add_bias(h_RH, experts.up_bias_EH, rows.expert_R, rows.ends_E)
+        del x_RD
         with phase("experts_activation"):
             a_RF = functions.activate(h_RH, experts.activation, experts.gated)
         del h_RH
@@ -124,6 +124,11 @@ class TorchBackend:
             if experts.down_bias_ED is not None:
                 y_RD = functions.add_bias(y_RD, experts.down_bias_ED, rows.expert_R, rows.ends_E)
         return y_RD
+
+
+def _permuted(x_TD: Tensor, weights_TK: Tensor | None, rows: Rows, phase: PhaseScope) -> Tensor:
+    with phase("permute"):
+        return functions.permute(x_TD, weights_TK, rows.place_TK)
 
 
 class ReferenceBackend:

@@ -51,7 +51,7 @@ def _model(e: Estimate) -> Table:
         groups = f", {m['topk_group']} of {m['n_group']} groups" if m["n_group"] > 1 else ""
         lines.append(
             f"{m['moe_layers']} MoE layers: {m['experts']} experts, top-{m['top_k']}{groups}, "
-            f"width {m['expert_width']:,}{shared}, {m['router']} router"
+            f"width {m['expert_width']:,}{shared}"
         )
     else:
         lines.append("dense: no MoE layer")
@@ -60,7 +60,10 @@ def _model(e: Estimate) -> Table:
         lines.append(f"NOT COUNTED: {'; '.join(m['not_counted'])}")
     if m["unread_keys"]:
         lines.append(f"keys not read: {', '.join(m['unread_keys'])}")
-    return Table(m["title"], [], notes=lines)
+    p = e.tree["params"]
+    total, active = (fmt_count(_value(n)) for n in (p["total"], p["active"]["all"]))
+    size = f"{total} parameters" + (f", {active} active" if m.get("experts") else "")
+    return Table(f"{m['title']}: {size}", [], notes=lines)
 
 
 def _value(q: Any) -> Any:
@@ -275,7 +278,7 @@ def _time(e: Estimate) -> Table:
                 f"{part['tokens'].value:,}",
                 *(fmt_time(part[k].value) for k in ("lower", "sequential", "upper")),
                 fmt_rate(part["sequential_tokens_per_second"].value, "").removesuffix(" /s"),
-                fmt_money(dollars) if dollars is not None else "no price",
+                _dollars(dollars) if dollars is not None else "no price",
             )
         )
     table.notes = [FLOOR_NOTE, "lower: all overlaps; sequential: op after op; upper: nothing overlaps."]
@@ -286,6 +289,10 @@ def _time(e: Estimate) -> Table:
             f"{fmt_money(hourly.value, per='h')} ({cost['price_kind']}; {_origin(hourly)})"
         )
     return table
+
+
+def _dollars(amount: float) -> str:
+    return fmt_money(amount) if amount >= 0.995 else f"${amount:.2g}"
 
 
 def _origin(q: Quantity) -> str:

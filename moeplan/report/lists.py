@@ -40,7 +40,7 @@ def preset_rows(search: str = "") -> list[dict[str, Any]]:
 def preset_table(rows: list[dict[str, Any]], search: str = "") -> Table:
     """The presets as a table."""
     columns = [
-        Column("preset", "left"),
+        Column("preset", "left", fixed=True),
         Column("also", "left"),
         Column("family", "left"),
         Column("total"),
@@ -91,7 +91,7 @@ def _hardware_row(g: Gpu) -> dict[str, Any]:
         "all_in_watts": _figure(all_in_power(g.id)),
         "sm_count": _figure(g.sm_count),
         "l2": _figure(g.l2_bytes),
-        "prices": [{"kind": p.kind, **(_figure(p.per_hour) or {})} for p in prices(g.id)],
+        "prices": [{"price": p.kind, **(_figure(p.per_hour) or {})} for p in prices(g.id)],
         "source": g.source,
         "checked": str(g.checked) if g.checked else "",
         "note": g.note,
@@ -108,10 +108,10 @@ def _tera(figure: dict[str, Any] | None) -> str:
 
 
 def _all_gpus(rows: list[dict[str, Any]]) -> Table:
-    titles = ("memory", "TB/s", "bf16", "fp8", "fp4", "link GB/s", "domain", "$/h")
+    titles = ("GB", "TB/s", "bf16", "fp8", "fp4", "link", "GPUs", "$/h")
     table = Table(
-        f"GPUs ({len(rows)}): dense peaks in TFLOP/s, links per GPU and one way",
-        [Column("gpu", "left"), *(Column(t) for t in titles)],
+        f"GPUs ({len(rows)})",
+        [Column("gpu", "left", fixed=True), *(Column(t) for t in titles)],
         values=[],
     )
     assert table.values is not None
@@ -122,7 +122,7 @@ def _all_gpus(rows: list[dict[str, Any]]) -> Table:
         table.rows.append(
             (
                 row["id"],
-                fmt_bytes(row["memory"]["value"]).replace(".0 ", " "),
+                f"{row['memory']['value'] / 1e9:,.4g}",
                 _tera(row["bandwidth"]),
                 _tera(bf16),
                 _tera(peaks.get("fp8")),
@@ -141,7 +141,11 @@ def _all_gpus(rows: list[dict[str, Any]]) -> Table:
                 "" if price is None else price,
             )
         )
-    table.notes.append("one GPU with the source of each figure: moeplan hardware --gpu h200")
+    table.notes += [
+        "peaks: dense TFLOP/s; link: GB/s of the scale-up fabric, per GPU and one way;",
+        "GPUs: how many share that fabric; $/h: the first price on file",
+        "one GPU with the source of each figure: moeplan hardware --gpu h200",
+    ]
     return table
 
 
@@ -163,6 +167,8 @@ def _one_gpu(row: dict[str, Any]) -> Table:
             origin = figure["source"]
             if figure["kind"] == "assumed":
                 origin = f"assumed: {origin}"
+            elif row["source"] and origin.startswith(row["source"]):
+                origin = "datasheet"
             table.rows.append((label, text, origin))
 
     line("memory", row["memory"])
@@ -175,7 +181,9 @@ def _one_gpu(row: dict[str, Any]) -> Table:
     line("multiprocessors", row["sm_count"])
     line("L2 cache", row["l2"])
     for price in row["prices"]:
-        line(f"price, {price['kind']}", price)
+        line(f"price, {price['price']}", price)
+    if row["source"]:
+        table.notes.append(f"datasheet: {row['source']}, checked {row['checked']}")
     if row["note"]:
         table.notes.append(row["note"])
     return table

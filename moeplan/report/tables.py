@@ -16,10 +16,14 @@ __all__ = ["Column", "Table", "print_tables", "to_csv", "to_markdown"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading and how its cells stand: numbers right, words left."""
+    """A column's heading and how its cells stand: numbers right, words left.
+
+    fixed: cells are never broken over lines.
+    """
 
     title: str
     align: Literal["left", "right"] = "right"
+    fixed: bool = False
 
 
 @dataclass
@@ -60,7 +64,7 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
             header_style="bold",
         )
         for column in table.columns:
-            drawn.add_column(column.title, justify=column.align, overflow="fold")
+            drawn.add_column(column.title, justify=column.align, overflow="fold", no_wrap=column.fixed)
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
         if table.total is not None:
@@ -69,7 +73,23 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
         if table.columns:
             console.print(drawn)
         for note in table.notes:
-            console.print(Text(note, style="dim"), soft_wrap=False)
+            for line in _wrapped(note, console.width):
+                console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def _wrapped(note: str, width: int) -> list[str]:
+    """A note in lines of the console's width, the later ones indented; words are not broken."""
+    from textwrap import wrap
+
+    indent = len(note) - len(note.lstrip()) + 2
+    wrapped = wrap(
+        note,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return wrapped or [""]
 
 
 def to_markdown(tables: Iterable[Table]) -> str:

@@ -12,8 +12,8 @@ from moeplan.errors import UserError
 from moeplan.estimation.memory import kv_cache
 from moeplan.estimation.parameters import count, parameters
 from moeplan.families import read_config
-from moeplan.model.attention import Attention, LatentAttention
-from moeplan.model.ffn import MoE
+from moeplan.model.attention import Attention
+from moeplan.model.latent_attention import LatentAttention
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.quantity import evaluate, plain
@@ -84,8 +84,6 @@ def test_deepseek_v3_parts(shared: Path) -> None:
     with_bias = plain(found["active"]["all"]) + plain(found["buffers"])
     assert with_bias == 37_552_297_472
     # per layer, arXiv 2502.07846 table 3
-    moe = next(spec.blocks(MoE))[1]
-    assert sum(w.component == "router" and not w.buffer for w in moe.weights()) == 1
     (sparse,) = [x for x in found["by_layer"] if "moe" in x["name"] and x["role"] == "model"]
     parts = {name: plain(q) for name, q in sparse["by_component"].items()}
     latents = 1536 + 512  # their norms of the latents are in MLA, ours among the norms
@@ -224,7 +222,7 @@ def test_grok_ties_its_table(shared: Path) -> None:
 
 def test_switch_c_refuses_its_own_contradiction(shared: Path) -> None:
     with pytest.raises(
-        UserError, match="num_sparse_decoder_layers is 15.*num_decoder_layers is 12"
+        UserError, match=r"num_sparse_decoder_layers is 15.*num_decoder_layers is 12"
     ):
         read(shared, SWITCH_C)
     with pytest.raises(UserError, match="decoder_sparse_step is 0"):
@@ -314,7 +312,7 @@ def test_refused_by_name(name: str, changes: dict[str, Any], key: str, shared: P
 def test_a_misspelt_key_is_not_taken_for_a_dense_model(shared: Path) -> None:
     data = config(shared, V2)
     data["n_routed_expert"] = data.pop("n_routed_experts")
-    with pytest.raises(UserError, match="n_routed_experts.*did you mean 'n_routed_expert'"):
+    with pytest.raises(UserError, match=r"n_routed_experts.*did you mean 'n_routed_expert'"):
         read_config(data, "file")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +13,7 @@ from moeplan.estimation.scenario import Scenario
 from moeplan.estimation.sections import exchange
 from moeplan.quantity import plain
 from moeplan.report.compare import per_token
-from moeplan.report.plots.sheet import Sheet, few, look, used
+from moeplan.report.plots.sheet import Sheet, brief, few, look, used
 from moeplan.report.style import INK, model_style
 from moeplan.units import fmt_bytes
 
@@ -71,7 +70,7 @@ def plot_kv_cache(estimates: Sequence[Estimate]) -> Figure:
         ax.set_yscale("log")
         ax.set_xlim(CONTEXTS[0], CONTEXTS[1])
         ax.xaxis.set_major_formatter(_tokens)
-        ax.yaxis.set_major_formatter(lambda y, _: re.sub(r"\.0+ ", " ", fmt_bytes(y)))
+        ax.yaxis.set_major_formatter(lambda y, _: brief(fmt_bytes(y)))
         ax.set_xlabel("context (tokens of a sequence)")
         ax.set_ylabel(f"cache of batch {used(estimates, 'batch')} (bytes)")
         _memory_lines(ax, estimates)

@@ -48,7 +48,10 @@ def label_points(
             points[index],
             (0, 0),
             textcoords="offset points",
+            ha="left",
+            va="bottom",
             size=size,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.85},
             arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "shrinkB": 3},
         )
         text.set_in_layout(False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moeplan._version import __version__
 from moeplan.estimation.estimate import Estimate
@@ -14,9 +15,10 @@ from moeplan.report.style import INK, RC
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Sheet", "few", "look", "used"]
+__all__ = ["Sheet", "brief", "few", "log_axis", "look", "used"]
 
 _LINE = 0.17  # inches of a line of small text
 _SMALL = 7.5
@@ -42,6 +44,50 @@ def few(found: Sequence[tuple[float, str]]) -> str:
         return "; ".join(text for _, text in found)
     least, most = min(found), max(found)
     return f"from {least[1]} to {most[1]}"
+
+
+def log_axis(
+    ax: Axes,
+    which: Literal["x", "y"],
+    values: Sequence[float],
+    write: Callable[[float], str],
+    margin: float = 1.6,
+    most: int = 4,
+) -> None:
+    """A logarithmic axis around the values, with at most `most` named ticks at round numbers."""
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = min(values) / margin, max(values) * margin
+    if which == "x":
+        ax.set_xscale("log")
+        ax.set_xlim(low, high)
+    else:
+        ax.set_yscale("log")
+        ax.set_ylim(low, high)
+    axis.set_major_locator(FixedLocator(_ticks(low, high, most)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(lambda value, _: brief(write(value)))
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """At most `most` round numbers between low and high, evenly spread over the decades."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        found = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
+        if len(found) <= most:
+            return found
+    step = math.ceil(len(found) / most)
+    return found[::step]
+
+
+def brief(text: str) -> str:
+    """A written number without trailing zeros: `100.0 GB` is `100 GB`."""
+    number, _, unit = text.partition(" ")
+    if "." in number:
+        number = number.rstrip("0").rstrip(".")
+    return f"{number} {unit}".strip()
 
 
 class Sheet:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeplan.estimation.estimate import Estimate
 from moeplan.report.plots.labelling import label_points
-from moeplan.report.plots.sheet import Sheet, few, look
+from moeplan.report.plots.sheet import Sheet, few, log_axis, look
 from moeplan.report.style import INK, model_style
 from moeplan.units import fmt_count
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_parameters", "sizes"]
 
 _MARGIN = 2.0  # the axes reach this many times beyond the outermost points
-_LEAST_SPAN = 12.0  # and hold at least this ratio, so that one model does not stand in a corner
+_LEAST_SPAN = 4.0  # ratio of outermost points below which they reach further
 
 
 def sizes(e: Estimate) -> tuple[float, float]:
@@ -45,44 +45,25 @@ def plot_parameters(estimates: Sequence[Estimate]) -> Figure:
             "Total against active parameters",
             _shares(sheet.names, points),
             "Active: every tensor that one token touches, the embedding table included; "
-            "multi-token prediction modules are in neither number.",
+            "multi-token prediction modules are in neither number. Dotted: the share of its parameters that a token touches.",
         )
-        obstacles = _sparsity_lines(ax)
+        last = math.ceil(max(math.log2(total / active) for active, total in points)) + 1
+        obstacles = _sparsity_lines(ax, last)
         label_points(ax, points, sheet.names, obstacles)
         return figure
 
 
 def _frame(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    for values, limit in (
-        ([p[0] for p in points], ax.set_xlim),
-        ([p[1] for p in points], ax.set_ylim),
-    ):
-        low, high = min(values) / _MARGIN, max(values) * _MARGIN
-        spare = max(1.0, math.sqrt(_LEAST_SPAN / (high / low)))
-        limit(low / spare, high * spare)
-    for axis, text in ((ax.xaxis, "active parameters per token"), (ax.yaxis, "total parameters")):
-        _ticks(axis)
-        axis.set_label_text(text)
+    for which, place in (("x", 0), ("y", 1)):
+        values = [point[place] for point in points]
+        spare = max(1.0, math.sqrt(_LEAST_SPAN * min(values) / max(values)))
+        log_axis(ax, which, values, fmt_count, margin=_MARGIN * spare, most=9)
+    ax.set_xlabel("active parameters per token")
+    ax.set_ylabel("total parameters")
 
 
-def _ticks(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 in each decade, named 500 M, 2 B, 1 T."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(lambda x, _: _rounded(x))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _rounded(count: float) -> str:
-    number, _, unit = fmt_count(round(count)).partition(" ")
-    return f"{float(number):g} {unit}".strip()
-
-
-def _sparsity_lines(ax: Axes) -> list[Any]:
-    """Lines on which total is 1, 2, 4, ... times active, named where they leave the axes.
+def _sparsity_lines(ax: Axes, last: int) -> list[Any]:
+    """Lines on which total is 1, 2, 4, ... 2**last times active, named where they leave the axes.
 
     Returns the boxes of the names in pixels.
     """
@@ -93,7 +74,7 @@ def _sparsity_lines(ax: Axes) -> list[Any]:
     assert figure is not None
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = []
-    for power in range(14):
+    for power in range(last + 1):
         times = 2**power
         if not y0 < x1 * times or not x0 * times < y1:
             continue
@@ -103,7 +84,12 @@ def _sparsity_lines(ax: Axes) -> list[Any]:
             linewidth=0.7 if not dense else 1.2, linestyle=(0, (2, 2)) if not dense else "-",
             gid=f"sparsity {times}", zorder=1, scalex=False, scaley=False,
         )  # fmt: skip
-        boxes.append(_line_name(ax, times).get_window_extent(renderer))
+        name = _line_name(ax, times)
+        box = name.get_window_extent(renderer)
+        if ax.bbox.x0 <= box.x0 and ax.bbox.y0 <= box.y0:
+            boxes.append(box)
+        else:
+            name.remove()
     return boxes
 
 

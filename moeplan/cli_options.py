@@ -1,0 +1,60 @@
+"""The options of the command line, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Attention",
+    "Batch",
+    "Cache",
+    "Combine",
+    "ConfigOption",
+    "Context",
+    "Csv",
+    "Dispatch",
+    "Ep",
+    "GpuOption",
+    "Imbalance",
+    "Json",
+    "Markdown",
+    "Microbatch",
+    "Model",
+    "Node",
+    "Optimizer",
+    "Policy",
+    "PresetOption",
+    "Price",
+    "Tokens",
+    "Weights",
+]
+
+Model = Annotated[
+    str | None, typer.Argument(help="A preset, or a path to a config.json or its folder.")
+]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="A preset's name or alias.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A config.json, or a folder that holds one.")
+]
+Context = Annotated[str | None, typer.Option(help="Tokens of a sequence (4096, 128k).")]
+Batch = Annotated[int | None, typer.Option(help="Sequences prefilled or decoded together.")]
+Microbatch = Annotated[int | None, typer.Option(help="Sequences of a training microbatch.")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens a GPU brings to an exchange.")]
+Ep = Annotated[int | None, typer.Option(help="Expert parallelism: GPUs that share the experts.")]
+Node = Annotated[int | None, typer.Option(help="GPUs of a node within that group.")]
+Imbalance = Annotated[float | None, typer.Option(help="Load of the fullest GPU over the mean.")]
+Attention = Annotated[str | None, typer.Option(help="Scores that count: causal or full.")]
+Weights = Annotated[str | None, typer.Option(help="Weight format; else the checkpoint's own.")]
+Cache = Annotated[str | None, typer.Option(help="Format of the key-value cache.")]
+Dispatch = Annotated[str | None, typer.Option(help="Format of dispatched rows.")]
+Combine = Annotated[str | None, typer.Option(help="Format of combined rows.")]
+Policy = Annotated[str | None, typer.Option(help="Sent once: copies, per-gpu or per-node.")]
+Optimizer = Annotated[str | None, typer.Option(help="Training state, such as adamw-fp32.")]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="GPU, or a TOML file with one.")]
+Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as $2/h.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document, and nothing else.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Tables as Markdown.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Tables as CSV.")]
