@@ -304,12 +304,24 @@ def derive(formula: str, unit: str = "", *, symbol: str = "", note: str = "", **
 
 
 def total(parts: Iterable[tuple[str, Quantity]], unit: str, *, note: str = "") -> Quantity:
-    """Sum named parts; the formula lists them, the inputs hold them."""
+    """Sum named parts; the formula lists them (or says how many), the inputs hold them all.
+
+    Equal names are told apart by a number: a layer has two residual additions.
+    """
     parts = list(parts)
-    value = sum((part.value for _, part in parts), start=0)
+    value = sum(part.value for _, part in parts)
+    few = len(parts) <= _LISTED
 
     def inputs() -> dict[str, Quantity]:
-        return dict(parts)
+        seen: dict[str, int] = {}
+        out: dict[str, Quantity] = {}
+        for name, part in parts:
+            seen[name] = seen.get(name, 0) + 1
+            out[name if seen[name] == 1 else f"{name} ({seen[name]})"] = part
+        return out
 
-    formula = " + ".join(name for name, _ in parts) or "0"
-    return Quantity(value, unit, formula=formula, inputs=inputs, note=note)
+    formula = " + ".join(name for name, _ in parts) if few else f"sum of {len(parts)} parts"
+    return Quantity(value, unit, formula=formula or "0", inputs=inputs, note=note)
+
+
+_LISTED = 8  # more parts than this are not repeated in the text of a sum

@@ -174,12 +174,16 @@ def over_groups(parts: list[Part], unit: str) -> Quantity:
         groups: dict[int, list[Part]] = {}
         for part in parts:
             groups.setdefault(id(part.group), []).append(part)
-        return {
-            group_label(rows[0].group): over_layers(
-                rows[0].group, total([(row.name, row.explain()) for row in rows], unit), unit
+        layers = [
+            (
+                group_label(rows[0].group),
+                over_layers(
+                    rows[0].group, total([(row.name, row.explain()) for row in rows], unit), unit
+                ),
             )
             for rows in groups.values()
-        }
+        ]
+        return total(layers, unit).inputs
 
     return Quantity(value, unit, formula="sum over layers", inputs=inputs)
 

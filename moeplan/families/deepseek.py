@@ -7,8 +7,8 @@ from typing import Any
 from moeplan.families.common import attention, decoder, layer_groups, pre_norm, routed_by, selection
 from moeplan.families.mtp import mtp_modules
 from moeplan.families.reader import Config
-from moeplan.model.latent_attention import LatentAttention
 from moeplan.model.ffn import DenseFFN, MoE, Routing
+from moeplan.model.latent_attention import LatentAttention
 from moeplan.model.ops import Block
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Quantity

@@ -75,7 +75,7 @@ class Config:
     # ------------------------------------------------------------------ errors
     def where(self, key: str) -> str:
         """File and key as the user sees them."""
-        return f"{self.path}: {self.prefix}{key}"
+        return f"{self.path}: {self.prefix}{_printable(key)}"
 
     def fail(self, key: str, problem: str) -> UserError:
         """An error about a key (to be raised by the caller)."""
@@ -239,7 +239,7 @@ class Config:
                 hint = near_miss(key, meant or self.read - set(self.data))
                 raise self.fail(key, f"is {shown(value)}: this family does not read it{hint}")
             if not (known or bearing):
-                unread.append(self.prefix + key)
+                unread.append(self.prefix + _printable(key))
         for child in self._children:
             unread += child.finish()
             self.notes += child.notes
@@ -249,6 +249,11 @@ class Config:
 def _same(a: Any, b: Any) -> bool:
     """Equal, and not a truth value on one side only (Python's True equals 1)."""
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
+
+
+def _printable(key: str) -> str:
+    """A key on one line, whatever the file holds."""
+    return key if key.isprintable() and len(key) <= 60 else shown(key)
 
 
 def shown(value: Any) -> str:

@@ -1,156 +1,209 @@
 """Predicted peak memory of the measured layer, walked through its rows.
 
-A row's output has the size that `MoE.rows` writes, and lives until its one reader has run, or,
-with a backward pass, until that reader's backward has run. Weights, the input, what the router
-leaves and the gradients of weights stay. The backward pass runs the rows in reverse: each makes the
-gradients of its input and weights while its kept tensors and its output's gradient are alive.
+A row's output has the size that `MoE.rows` writes, and lives until the row that reads it has run;
+with a backward pass, where that row keeps it, until that row's backward has run. Weights, the
+input, what the router leaves and the gradients of weights stay. The backward pass runs the rows in
+reverse: each makes the gradients of its input and weights while its output's gradient and what it
+kept are alive.
 
-Two ways of running the row operations differ in what they need beside their results: `eager` torch
-(the CPU) makes fp32 copies of T rows, the Triton kernels need nothing. Allocators add what this
-does not know: rounding, and a GPU library's own workspace (cuBLAS takes up to 32 MiB on Hopper).
-No figure for a GPU has been compared with its allocator yet.
+The row operations need something beside their results in plain torch (the CPU), where they copy T
+rows to fp32, and nothing as Triton kernels. Allocators add what is not known here: rounding, and
+the libraries' own workspace (cuBLAS takes up to 32 MiB on Hopper). No figure for a GPU has been
+compared with its allocator yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from moeplan.model.ffn import MoE
-from moeplan.model.ops import Op
+from moeplan.model.ops import Weight
 from moeplan.model.workload import Workload
 from moeplan.profile.activations import activation_named
+from moeplan.profile.phases import Stage
 from moeplan.quantity import Number, evaluate
 
 __all__ = ["PeakMemory", "peak_memory"]
 
+_FP32, _INT64, _INT32, _INT16 = 4, 8, 4, 2
+
 
 @dataclass
 class PeakMemory:
-    """Bytes that the layer holds: throughout, at most in each phase, and at most of all.
+    """Bytes that the layer holds throughout, and at most in each phase.
 
-    weights: parameters and buffers. input: x, with a backward pass also the output's gradient.
-    kept: what the forward keeps for the backward pass. phases: (stage, row name) to bytes.
+    weights: parameters and buffers. input: x, and with a backward pass the output's gradient.
+    kept: what the forward leaves for the backward pass, x not among it. phases: (stage, row name)
+    to the most bytes alive in it.
     """
 
     weights: Number
     input: Number
     kept: Number = 0
-    phases: dict[tuple[Literal["forward", "backward"], str], Number] = field(default_factory=dict)
+    phases: dict[tuple[Stage, str], Number] = field(default_factory=dict)
 
     @property
     def peak(self) -> Number:
-        """The most of all phases."""
+        """The most bytes alive in any phase."""
         peak: Number = 0
         for alive in self.phases.values():
-            peak = np.maximum(peak, alive) if isinstance(alive, np.ndarray) else max(peak, alive)
+            peak = _larger(peak, alive)
         return peak
 
 
 def peak_memory(
-    block: MoE,
-    tokens: Number,
-    *,
-    backward: bool,
-    element: int = 2,
-    kernels: bool = False,
+    block: MoE, tokens: Number, *, backward: bool, element: int = 2, kernels: bool = False
 ) -> PeakMemory:
-    """Peak of one pass over `tokens` tokens; numbers or arrays.
+    """Peak of one pass over `tokens` tokens with the `torch` backend; numbers or arrays.
 
     element: bytes of a weight or activation. kernels: whether the row operations run as Triton
     kernels (see `moeplan.profile.functions.uses_kernels`).
     """
     walk = _Walk(block, tokens, element, kernels)
-    walk.forward(backward)
+    walk.forward(keep=backward)
     if backward:
         walk.backward()
     return walk.memory
 
 
+def _larger(a: Number, b: Number) -> Number:
+    return np.maximum(a, b) if isinstance(a + b, np.ndarray) else max(a, b)
+
+
 class _Walk:
-    """What is alive, row after row. Sizes are bytes; `w` is an element's, fp32 is 4."""
+    """What is alive, row after row, by the name of the row that made it; all sizes in bytes."""
 
     def __init__(self, block: MoE, tokens: Number, element: int, kernels: bool) -> None:
         work = Workload("train", B=1, S=tokens, C=tokens)
-        self.block, self.w, self.eager = block, element, not kernels
+        self.block, self.w, self.eager, self.half = block, element, not kernels, element < _FP32
+        self.weigh_input = getattr(block.routing, "weigh", "output") == "input"
         self.env: Mapping[str, Number] = block.environment(work)
+        self.TD, self.TE = self.env["T"] * self.env["D"], self.env["T"] * self.env["E"]
+        self.ED, self.R = self.env["E"] * self.env["D"], self.env["T"] * self.env["k"]
         self.ops = {op.name: op for op in block.rows(work) if op.kind != "exchange"}
-        self.activation = activation_named(block.activation)
-        self.half = element < 4
-        sizes = {name: self.env[name] for name in ("T", "D", "E", "k")}
-        self.TD, self.TE = sizes["T"] * sizes["D"], sizes["T"] * sizes["E"]
-        self.ED, self.R = sizes["E"] * sizes["D"], sizes["T"] * sizes["k"]
-        weights = sum(self._weight_bytes(w) for w in block.weights())
-        self.memory = PeakMemory(weights, self.TD * element)
-        self.alive: Number = weights + self.memory.input
         routed = [name for name in self.ops if name.startswith("experts_")]
-        self.routed = ["permute", *routed, "combine"]
-        self.shared = [name for name in self.ops if name.startswith("shared_")]
+        shared = [name for name in self.ops if name.startswith("shared_")]
+        self.chains = [["permute", *routed, "combine"], shared]
+        weights = sum(self._weight(weight) for weight in block.weights())
+        self.memory = PeakMemory(weights, self.TD * element)
+        self.alive: dict[str, Number] = {"weights": weights, "x": self.TD * element}
 
-    def _weight_bytes(self, weight: object) -> Number:
-        """Bytes of a tensor; buffers are fp32."""
-        size = 4 if getattr(weight, "buffer", False) else self.w
-        return evaluate(getattr(weight, "elements", "0"), self.env) * size
+    def _weight(self, weight: Weight) -> Number:
+        size = _FP32 if weight.buffer else self.w
+        return evaluate(weight.elements, self.env) * size
 
     def _output(self, name: str) -> Number:
-        return evaluate(self.ops[name].write, self.env) * self.w
+        # the gate's row writes the gate, the layer also what it has gated
+        elements = self.TD if name == "shared_gate" else evaluate(self.ops[name].write, self.env)
+        return elements * self.w
 
-    def _gradients(self, op: Op) -> Number:
-        return sum(self._weight_bytes(weight) for weight in op.weights)
+    def _keeps_input(self, name: str) -> bool:
+        return bool(self.ops[name].kept) and not (name == "combine" and self.weigh_input)
 
-    def _at(self, stage: Literal["forward", "backward"], name: str, extra: Number) -> None:
-        """Note what is alive in a phase: all that was, and what the phase makes and needs."""
-        self.memory.phases[stage, name] = self.alive + extra
+    def _note(self, stage: Stage, name: str, more: Number) -> None:
+        """Record a phase: what was alive when it began, and what it makes and needs."""
+        self.memory.phases[stage, name] = sum(self.alive.values()) + more
 
     # ------------------------------------------------------------------------------- forward
     def forward(self, keep: bool) -> None:
-        """Walk the rows; with `keep` nothing that the backward pass reads is freed."""
-        if keep:  # the caller holds the gradient of the output
-            self.memory.input = self.memory.input + self.TD * self.w
-            self.alive = self.alive + self.TD * self.w
-        start = self.alive
+        """Walk the rows; with `keep`, what the backward pass reads stays alive."""
+        if keep:
+            self.alive["d_y"] = self.TD * self.w
+            self.memory.input = self.memory.input + self.alive["d_y"]
         self._route(keep)
-        held: Number = 0
-        for name in self.routed:
-            held = self._step(name, held, keep)
-        output = held  # the combine's
-        held = 0
-        for name in self.shared:
-            if name == "shared_add":
-                self._at("forward", name, self.TD * self.w)
-                self.alive = self.alive - (0 if keep and self.block.shared_gate else held)
-            else:
-                held = self._step(name, held, keep)
-        self.memory.kept = self.alive - start - output
-
-    def _step(self, name: str, held: Number, keep: bool) -> Number:
-        """Run a row whose input is `held`; return its output's bytes."""
-        out = self._output(name)
-        if name == "shared_gate":
-            out = self.TD * self.w
-        self._at("forward", name, out + self._workspace(name))
-        self.alive = self.alive + out
-        frees = not keep or name == "shared_down" and False
-        if frees:
-            self.alive = self.alive - held
-        return out
+        for chain in self.chains:
+            before = None
+            for name in chain:
+                output = self._output(name)
+                self._note("forward", name, output + self._needs_forward(name))
+                self.alive[name] = output
+                if before is not None and not (keep and self._keeps_input(name)):
+                    del self.alive[before]
+                before = name
+        if self.chains[1]:
+            del self.alive["combine"]  # added to the shared experts' output
+        held = ("weights", "x", "d_y", "shared_add" if self.chains[1] else "combine")
+        self.memory.kept = sum(size for name, size in self.alive.items() if name not in held)
 
     def _route(self, keep: bool) -> None:
-        """The router and the selection: fp32 logits and scores, ids, weights, the rows' order."""
-        fp32_copies = 4 * (self.TD + self.ED) if self.eager and self.half else 0
-        logits = 4 * self.TE
-        self._at("forward", "router", fp32_copies + logits)
-        choices = self.R * (8 + 4)  # int64 ids, fp32 weights
-        order = self.R * (8 + 2) + 4 * self.env["E"]  # int64 places, int16 experts, int32 ends
-        sorting = self.R * (2 + 8 + 8)  # keys, order and running index
-        self._at("forward", "select", 2 * logits + choices + order + sorting)
-        self.alive = self.alive + choices + order + (logits if keep else 0)
+        """The router's fp32 logits and scores, then the choices and the rows' order."""
+        logits = _FP32 * self.TE
+        copies = _FP32 * (self.TD + self.ED) if self.eager and self.half else 0
+        self._note("forward", "router", copies + logits)
+        choices = self.R * (_INT64 + _FP32)
+        order = self.R * (_INT64 + _INT16) + _INT32 * self.env["E"]
+        sorting = self.R * (_INT16 + 2 * _INT64)  # keys, their order, a running index
+        self._note("forward", "select", 2 * logits + choices + order + sorting)
+        self.alive["choices"], self.alive["order"] = choices, order
+        if keep:
+            self.alive["scores"] = logits
 
-    def _workspace(self, name: str) -> Number:
-        raise NotImplementedError
+    def _needs_forward(self, name: str) -> Number:
+        """Temporaries of a row in plain torch, its output not among them."""
+        if not self.eager:
+            return 0
+        if name == "combine":
+            return self.TD * self._gather_sum(weighed=not self.weigh_input)
+        if name == "permute":
+            return self.TD * (_FP32 + self.w) if self.weigh_input else 0
+        if name.endswith("activation"):
+            clamped = activation_named(self.block.activation).limit is not None
+            return 2 * self._output(name) if clamped else 0
+        if name.startswith("experts_") and self.block.expert_bias:
+            return self._output(name) + _INT32 * self.R
+        return 0
 
+    def _gather_sum(self, weighed: bool) -> int:
+        """Bytes an element beside the result: the fp32 sum and one choice's rows."""
+        if not self.half:
+            return _FP32
+        return 2 * _FP32 if weighed else _FP32 + self.w
+
+    # ------------------------------------------------------------------------------ backward
     def backward(self) -> None:
-        raise NotImplementedError
+        """Walk the rows in reverse, from the output's gradient to those of x and the weights."""
+        self.alive["d_x"] = self.alive["d_weights"] = 0
+        for chain in reversed(self.chains):
+            self.alive["d_output"] = 0  # the caller's, counted with the input
+            for place in range(len(chain) - 1, -1, -1):
+                self._step_back(chain[place], chain[place - 1] if place else None)
+            del self.alive["d_output"]
+        self._note("backward", "select", 2 * _FP32 * self.TE)
+        copies = _FP32 * (2 * self.TD + self.ED) if self.eager and self.half else 0
+        gradients = self.TD * self.w + self._weight_gradients("router")
+        self._note("backward", "router", _FP32 * self.TE + copies + gradients)
+
+    def _step_back(self, name: str, before: str | None) -> None:
+        if name == "shared_add":  # hands its output's gradient on
+            self._note("backward", name, 0)
+            return
+        d_input = self.TD * self.w if before is None else self._output(before)
+        d_weights = self._weight_gradients(name)
+        self._note("backward", name, d_input + d_weights + self._needs_backward(name))
+        self.alive["d_weights"] = self.alive["d_weights"] + d_weights
+        if before is None or name == "shared_gate":
+            self.alive["d_x"] = self.TD * self.w  # one buffer, added up
+        if before is not None and self._keeps_input(name):
+            del self.alive[before]
+        self.alive["d_output"] = d_input if before is not None else 0
+
+    def _weight_gradients(self, name: str) -> Number:
+        return sum(self._weight(weight) for weight in self.ops[name].weights)
+
+    def _needs_backward(self, name: str) -> Number:
+        """Temporaries of a row's backward, its gradients not among them."""
+        if name == "shared_gate":  # x's gradient, or the product before it is summed
+            return self.TD * self.w
+        if not self.eager:
+            return 0
+        if name == "combine":
+            return 0 if self.weigh_input else self.TD * (_FP32 + (self.w if self.half else 0))
+        if name == "permute":
+            return self.TD * self._gather_sum(weighed=self.weigh_input)
+        if name.endswith("activation"):
+            clamped = activation_named(self.block.activation).limit is not None
+            return (4 if clamped else 2) * self._output(name) if self.block.gated else 0
+        return 0

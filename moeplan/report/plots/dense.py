@@ -56,6 +56,7 @@ def plot_dense(estimates: Sequence[Estimate]) -> Figure:
     """Small multiples on logarithmic axes: a row for each MoE, three markers in it."""
     with look():
         both = [(n, beside_dense(e)) for n, e in zip(labels(single(estimates)), estimates, strict=True)]
+        dense = [name for name, found in both if not found]
         both = [(name, found) for name, found in both if found]
         panels = _panels(both[0][1][0].batches)
         sheet = Sheet(estimates, 13, 1.1 + 0.4 * len(both))
@@ -70,7 +71,8 @@ def plot_dense(estimates: Sequence[Estimate]) -> Figure:
             "Dense: one FFN in the place of each MoE block, as wide as makes active or total "
             "parameters equal. Decode: floor of a step on one GPU taken to hold all weights, at "
             f"{used(estimates, 'context')} tokens of context; at batch 1 an MoE reads its active "
-            "experts only, a larger batch reaches ever more of them.",
+            "experts only, a larger batch reaches ever more of them."
+            + (f" Dense, not shown: {', '.join(dense)}." if dense else ""),
             _keys(),
         )
 
@@ -105,13 +107,12 @@ def _keys() -> list[Artist]:
 
 
 def _speeds(both: Sequence[tuple[str, list[Beside]]]) -> str:
-    """The decoding floor of the dense model of equal active size, times the MoE's."""
+    """How fast the dense model of equal active size decodes on one device, over the MoE."""
     found = []
     for name, (moe, active, _) in both:
-        times = active.decode[1] / moe.decode[1]
-        found.append((times, f"{ratio(times, 1)} for {name}"))
-    batch = both[0][1][0].batches[1]
+        times = moe.decode[1] / active.decode[1]
+        found.append((times, f"{ratio(times, 1)} {name}"))
     return (
-        f"At batch {batch:,} a dense model of equal active size needs, of the MoE's decoding time "
-        f"on one device: {few(found)}."
+        "Speed of the dense model of equal active size over that of the MoE, decoding at batch "
+        f"{both[0][1][0].batches[1]:,} on one device: {few(found)}."
     )

@@ -86,6 +86,7 @@ def plot_roofline(estimates: Sequence[Estimate]) -> Figure:
             axes[row, column].set_title(sheet.names[place])
             _strip(axes[row + 1, column], points[place], seen)
             axes[row + 1, column].set_xlabel("FLOPs per byte moved")
+            axes[row + 1, column].tick_params(labelbottom=True)
             if column == 0:
                 axes[row, 0].set_ylabel("attainable FLOP/s")
         return sheet.finish(
@@ -104,6 +105,7 @@ def _limits(ax: Axes, points: Sequence[Point]) -> None:
     ax.set_yscale("log")
     ax.set_xlim(min(p.intensity for p in points) / 2.5, max(p.intensity for p in points) * 2.5)
     ax.set_ylim(min(p.attainable for p in points) / 2.5, max(p.peak for p in points) * 2.2)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
     ax.yaxis.set_major_formatter(lambda y, _: brief(fmt_rate(y, "FLOP")))
 
 
@@ -118,10 +120,10 @@ def _roof(ax: Axes, phases: _Phases, gpu: Gpu) -> None:
         ax.plot([peak / bandwidth, right], [peak, peak], color=INK, linewidth=1.2, gid=f"peak {name}")
         ax.plot([left, peak / bandwidth], [peak, peak], color=INK, linewidth=0.7, linestyle=":")
         ax.annotate(
-            f"{name} {fmt_rate(peak, 'FLOP')}", (left, peak), (3, 2), textcoords="offset points", size=7.5
+            f"{name} {brief(fmt_rate(peak, 'FLOP'))}", (left, peak), (3, 2), textcoords="offset points", size=7.5
         )
     ax.annotate(
-        f"{gpu.id}\n{fmt_rate(bandwidth)}", (0.98, 0.04), xycoords="axes fraction", ha="right",
+        f"{gpu.id}\n{brief(fmt_rate(bandwidth))}", (0.98, 0.04), xycoords="axes fraction", ha="right",
         va="bottom", size=7.5, color=INK,
     )  # fmt: skip
     for phase, found in phases.items():
@@ -145,6 +147,8 @@ def _strip(ax: Axes, phases: _Phases, seen: Sequence[str]) -> None:
 
 
 def _mark(ax: Axes, height: float, point: Point, phase: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     style, filled = COMPONENT_STYLES[point.component], phase == "prefill"
     ax.scatter(
         [point.intensity],
@@ -154,6 +158,8 @@ def _mark(ax: Axes, height: float, point: Point, phase: str) -> None:
         facecolors=style.colour if filled else "none",
         edgecolors=_EDGE if filled else style.colour,
         linewidths=0.6 if filled else 1.4,
+        # a dark rim, so that light colours show on white
+        path_effects=None if filled else [withStroke(linewidth=2.6, foreground=_EDGE)],
         zorder=3,
         gid=f"{phase} {point.op}",
     )
@@ -181,4 +187,4 @@ def _bound(names: Sequence[str], points: Sequence[_Phases]) -> str:
         }
         text = f"{name} {shares['prefill']:.0%} of prefill, {shares['decode']:.0%} of decoding"
         found.append((shares["prefill"], text))
-    return f"Time bound by memory: {few(found)}."
+    return f"Time that bytes and not FLOPs decide: {few(found)}."

@@ -1,0 +1,98 @@
+"""Residual streams that are mixed by learned weights (hyper-connections, DeepSeek-V4).
+
+The residual is hc streams of D. Before a sub-layer they are collapsed into one by weights that a
+projection of all streams gives; after it, its output is spread over the streams, which are mixed
+with each other by a doubly stochastic hc x hc matrix. Symbols: hc streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeplan.model.ops import Block, Component, Kept, Op, Weight, pointwise
+from moeplan.model.workload import Workload
+from moeplan.quantity import Number
+
+__all__ = ["HyperCollapse", "HyperExpand"]
+
+
+@dataclass(frozen=True, eq=False)
+class HyperCollapse(Block):
+    """hc streams into one, with the mixing weights: hc to collapse, and where `mixes` hc to
+    spread and hc·hc to mix afterwards. The projection runs in fp32 over all streams.
+    """
+
+    D: Number
+    hc: Number
+    name: str = "hc_attn"
+    mixes: bool = True
+
+    def _outputs(self) -> str:
+        return "hc*(hc + 2)" if self.mixes else "hc"
+
+    def weights(self) -> tuple[Weight, ...]:
+        """Projection, its bias, and one scale for each use of the weights."""
+        n = self._outputs()
+        scales = "3" if self.mixes else "1"
+        return (
+            Weight(f"{self.name}_fn", (n, "hc*D"), "norms", matmul=False),
+            Weight(f"{self.name}_base", (n,), "norms", matmul=False),
+            Weight(f"{self.name}_scale", (scales,), "norms", matmul=False),
+        )
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """The projection, and the weighted sum over streams (a multiply-add an element)."""
+        n = self._outputs()
+        project = Op(
+            name=f"{self.name}_weights",
+            kind="linear",
+            component="norms",
+            flops=f"2*T*hc*D*({n})",
+            gemm=("T", "hc*D", n),
+            weights=self.weights(),
+            read="T*hc*D",
+            write=f"2*T*({n})",  # fp32, counted in two-byte elements
+            kept=(Kept(f"{self.name}_streams", "T*hc*D"), Kept(f"{self.name}_w", f"T*({n})", 32)),
+            shard="tokens",
+        )
+        collapse = Op(
+            name=f"{self.name}_collapse",
+            kind="pointwise",
+            component="norms",
+            flops="2*T*hc*D",
+            read="T*hc*D",
+            write="T*D",
+            shard="tokens",
+        )
+        return project, collapse
+
+
+@dataclass(frozen=True, eq=False)
+class HyperExpand(Block):
+    """A sub-layer's output spread over hc streams, and the streams mixed with each other."""
+
+    D: Number
+    hc: Number
+    component: Component = "norms"
+
+    def weights(self) -> tuple[Weight, ...]:
+        """None: the mixing weights come from `HyperCollapse`."""
+        return ()
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """Each new stream is a weighted sum of the hc old ones and the output: hc·(hc + 1)·D."""
+        mixed = pointwise(
+            "residual", self.component, "T*(hc + 1)*D", "T*hc*D", kept=(Kept("sublayer_out", "T*D"),)
+        )
+        return (
+            Op(
+                name=mixed.name,
+                kind="pointwise",
+                component=self.component,
+                flops="2*T*hc*(hc + 1)*D",
+                read=mixed.read,
+                write=mixed.write,
+                kept=mixed.kept,
+                shard="tokens",
+            ),
+        )
