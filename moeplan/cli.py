@@ -42,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
 def _scenario(context: str | None, **given: Any) -> dict[str, Any]:
     if context is not None:
         from moeplan.units import parse
@@ -69,7 +70,11 @@ def _output(as_json: bool, markdown: bool, as_csv: bool) -> Literal["rich", "jso
     chosen = [n for n, on in (("json", as_json), ("markdown", markdown), ("csv", as_csv)) if on]
     if len(chosen) > 1:
         raise UserError(f"one output is needed: --{' and --'.join(chosen)} exclude each other")
-    kinds: dict[str, Literal["json", "md", "csv"]] = {"json": "json", "markdown": "md", "csv": "csv"}
+    kinds: dict[str, Literal["json", "md", "csv"]] = {
+        "json": "json",
+        "markdown": "md",
+        "csv": "csv",
+    }
     return kinds[chosen[0]] if chosen else "rich"
 
 

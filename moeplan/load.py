@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ __all__ = ["load_config", "load_model", "load_preset"]
 _QUANTISATION_FILE = "hf_quant_config.json"
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_preset(name: str) -> ModelSpec:
     """The model of a preset; its provenance names the preset's source and date."""
     found = preset(name)
     path = f"preset {found.name}"
     spec = read_config(found.config, path, origin=path)
     notes = (*spec.notes, found.notes) if found.notes else spec.notes
-    return replace(spec, name=found.name, title=found.title, source=f"{found.source}, checked {found.checked}", notes=notes)
+    source = f"{found.source}, checked {found.checked}"
+    return replace(spec, name=found.name, title=found.title, source=source, notes=notes)
 
 
 def load_config(path: str | Path) -> ModelSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Preset:
     notes: str = ""
 
 
-@lru_cache(maxsize=1)
+@cache
 def _aliases() -> dict[str, str]:
     with (_FOLDER / f"{_ALIASES}.toml").open("rb") as file:
         return dict(tomllib.load(file))
@@ -67,7 +67,7 @@ def _with_nulls(config: dict[str, Any], null_keys: Iterable[str]) -> dict[str, A
     return config
 
 
-@lru_cache(maxsize=None)
+@cache
 def preset(name: str) -> Preset:
     """The preset of that name or alias, in any case; UserError with a near miss otherwise."""
     wanted = name.strip().lower().replace("_", "-")
@@ -80,7 +80,7 @@ def preset(name: str) -> Preset:
 
 
 def presets(search: str = "") -> list[Preset]:
-    """All presets, or those whose name, title, aliases or model type hold every word of `search`."""
+    """All presets, or those that hold every word of `search` (name, title, aliases, model type)."""
     words = search.lower().split()
     found = []
     for stem in _names():

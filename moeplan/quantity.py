@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from types import CodeType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -96,7 +96,7 @@ def register(name: str, function: Callable[..., Number]) -> None:
         raise ValueError(f"formula function {name!r} is registered already")
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_formula(formula: str) -> tuple[CodeType, tuple[str, ...]]:
     """Compile a formula once; return its code and the symbols it uses, in order of appearance."""
     code = compile(formula, f"<formula {formula}>", "eval")
@@ -105,7 +105,7 @@ def compile_formula(formula: str) -> tuple[CodeType, tuple[str, ...]]:
 
 def evaluate(formula: str, values: Mapping[str, Number]) -> Number:
     """Evaluate a formula written in this package (never user text) over plain values."""
-    return eval(compile_formula(formula)[0], _FUNCTIONS, values)  # noqa: S307 - our own text
+    return eval(compile_formula(formula)[0], _FUNCTIONS, values)  # our own text
 
 
 def evaluator(formula: str) -> Callable[..., Number]:
@@ -116,7 +116,7 @@ def evaluator(formula: str) -> Callable[..., Number]:
 class Later:
     """A part of a result that is made when somebody looks at it, and then kept."""
 
-    __slots__ = ("_make", "_made")
+    __slots__ = ("_made", "_make")
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make: Callable[[], Any] | None = make
@@ -287,7 +287,9 @@ def plain(value: Any) -> Number:
     return value if kind is int or kind is float else _as_number(value)
 
 
-def derive(formula: str, unit: str = "", *, symbol: str = "", note: str = "", **inputs: Any) -> Quantity:
+def derive(
+    formula: str, unit: str = "", *, symbol: str = "", note: str = "", **inputs: Any
+) -> Quantity:
     """Evaluate `formula` over `inputs` (quantities or numbers) and keep how it was done."""
     values = {name: plain(given) for name, given in inputs.items()}
 

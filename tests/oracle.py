@@ -27,7 +27,14 @@ ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
 WHOLE = frozenset(("llama4",))
 OTHER_PARTS = re.compile(r"(^|\.)(vision_model|multi_modal_projector|visual)\.")
 # Keys that say how weights are stored or loaded, not what they are.
-STORAGE = ("quantization_config", "auto_map", "architectures", "torch_dtype", "dtype")
+STORAGE = (
+    "quantization_config",
+    "auto_map",
+    "architectures",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+)
 
 
 class Tensor(NamedTuple):
@@ -92,7 +99,9 @@ def oracle() -> None:
 
 def theirs(config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Hub name to tensor of the model that transformers builds from `config`."""
-    return _theirs(json.dumps(config, sort_keys=True))
+    kept = {k: v for k, v in config.items() if k not in STORAGE and not k.startswith("_")}
+    kept["model_type"] = ALIASES.get(kept["model_type"], kept["model_type"])
+    return _theirs(json.dumps(kept, sort_keys=True))
 
 
 def their_config(config: Mapping[str, Any]) -> Any:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
-
 from moeplan.arrays import is_array, np
 from moeplan.errors import UserError, near_miss
 from moeplan.model.routing import GroupRule, expected_distinct, nearest_divisor

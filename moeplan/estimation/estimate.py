@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-
-from moeplan.arrays import is_array
 from moeplan._version import __version__
+from moeplan.arrays import is_array
 from moeplan.cluster.hardware import Gpu, gpu
 from moeplan.errors import UserError, near_miss
 from moeplan.estimation import sections
@@ -37,7 +36,8 @@ class Estimate:
             spec = self.spec = replace(spec, checkpoint=stored)
         context, batch = scenario.quantity("context"), scenario.quantity("batch")
         params = parameters(spec)
-        cache = kv_cache(spec, scenario["cache"], batch, context)
+        stored = sections.cache_format(spec, scenario)
+        cache = kv_cache(spec, stored, batch, context)
         time = sections.time(spec, scenario, self.gpu)
         self.tree: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,

@@ -54,11 +54,13 @@ def _per_token(whole: Quantity, work: Workload) -> Quantity:
 
 
 def _training(per_token: Quantity) -> Quantity:
-    return derive("3*forward", "FLOP/token", forward=per_token, note="backward is twice the forward")
+    return derive(
+        "3*forward", "FLOP/token", forward=per_token, note="backward is twice the forward"
+    )
 
 
 def _summed(parts: dict[Component, Quantity]) -> Quantity:
-    return total([(name, part) for name, part in parts.items()], UNIT)
+    return total(list(parts.items()), UNIT)
 
 
 def _counted(spec: ModelSpec, work: Workload) -> dict[str, Any]:
@@ -99,5 +101,3 @@ def flops(spec: ModelSpec, context: Number | Quantity, mask: Mask = "causal") ->
 
 def _without_parts(counted: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in counted.items() if key != "by_component"}
-
-

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moeplan.model.ops import COMPONENTS, Block, Component, Op, Size, Weight
 from moeplan.model.spec import Group, ModelSpec, Role
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number, Quantity, compile_formula, derive, evaluate, plain, total
+from moeplan.quantity import Number, Quantity, compile_formula, derive, evaluate, total
 
 __all__ = [
     "MODEL",
@@ -98,9 +98,10 @@ class Line:
         return {name: self._symbol(name) for name in compile_formula(formula)[1]}
 
     def _symbol(self, name: str) -> Quantity:
-        given = {**self.block.symbols, **self.work.symbols}
+        given: dict[str, Any] = {**self.block.symbols, **self.work.symbols}
         if name in given:
-            return given[name]
+            found: Quantity = given[name]
+            return found
         if name == "T":
             return derive("B*S", "tokens", symbol="T", **{k: given[k] for k in "BS"})
         return self.quantity(self.block.locals(self.work)[name], "").named(name)
@@ -127,9 +128,7 @@ def lines(spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL) -> l
             for op, (flops, read, write, cached, uses) in zip(
                 ops, evaluate(formula, env), strict=True
             ):
-                out.append(
-                    Line(group, block, op, here, env, flops, read + write, cached, uses)
-                )
+                out.append(Line(group, block, op, here, env, flops, read + write, cached, uses))
     return out
 
 
@@ -198,5 +197,3 @@ def group_label(group: Group) -> str:
     if last - first + 1 == n:
         return f"{group.name} (layers {first}-{last})"
     return f"{group.name} ({n} of layers {first}-{last})"
-
-

@@ -8,17 +8,35 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from moeplan.errors import UserError, near_miss
-from moeplan.estimation.fold import MODEL, Line, Part, Tensor, by_component, lines, over_layers, tensors
+from moeplan.estimation.fold import (
+    MODEL,
+    Line,
+    Part,
+    Tensor,
+    by_component,
+    lines,
+    over_layers,
+    tensors,
+)
 from moeplan.model.formats import Format, format_named
 from moeplan.model.ops import CacheEntry, Component, Kept
 from moeplan.model.spec import Group, ModelSpec, Role
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number, Quantity, Source, compile_formula, derive, evaluate, plain, total
+from moeplan.quantity import (
+    Number,
+    Quantity,
+    Source,
+    compile_formula,
+    derive,
+    evaluate,
+    plain,
+    total,
+)
 
 __all__ = [
-    "LayerBytes",
     "OPTIMIZERS",
     "SELECTIVE",
+    "LayerBytes",
     "Optimizer",
     "activations",
     "kv_cache",
@@ -56,7 +74,8 @@ def _formats(spec: ModelSpec, tensor: Tensor) -> dict[Format, Number]:
 def _stored(tensor: Tensor, fmt: Format, sizes: Mapping[str, Number]) -> Quantity:
     def inputs() -> Mapping[str, Quantity]:
         w = tensor.weight
-        own = {"n": w.elements, "r": w.dims[0], "c": w.dims[-1], "e": w.copies}
+        rows, columns = (w.dims[-1], w.dims[0]) if w.transposed else (w.dims[0], w.dims[-1])
+        own = {"n": w.elements, "r": rows if len(w.dims) > 1 else "1", "c": columns, "e": w.copies}
         return {
             name: tensor.quantity(formula, "").named(name)
             for name, formula in own.items()
@@ -211,9 +230,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     for o in (
         Optimizer("adamw-fp32", 2, 4, 4, 8, "bf16 weights, fp32 gradients, main and moments"),
         Optimizer("adamw-bf16-grads", 2, 2, 4, 8, "bf16 weights and gradients, fp32 main, moments"),
-        Optimizer(
-            "adamw-bf16-moments", 2, 4, 4, 4, "bf16 weights, moments; fp32 gradients, main"
-        ),
+        Optimizer("adamw-bf16-moments", 2, 4, 4, 4, "bf16 weights, moments; fp32 gradients, main"),
         Optimizer("adamw-8bit", 2, 2, 4, 2, "bf16 weights, gradients; fp32 main; 8-bit moments"),
         Optimizer("adamw-pure-bf16", 2, 2, 0, 4, "bf16 weights, gradients and moments, no main"),
         Optimizer("adamw-full-fp32", 4, 4, 0, 8, "fp32 weights, gradients and moments"),
@@ -239,7 +256,8 @@ def training_state(parameters: Quantity, setting: str) -> dict[str, Any]:
     def part(symbol: str, size: int) -> Quantity:
         source = Source("assumed", f"optimizer setting {o.name}: {o.about}")
         each = Quantity.given(size, "B/parameter", symbol, source)
-        return derive(f"{symbol}*N", UNIT, **{symbol: each, "N": parameters})
+        inputs: dict[str, Any] = {symbol: each, "N": parameters}
+        return derive(f"{symbol}*N", UNIT, **inputs)
 
     parts = {
         "weights": part("weight_bytes", o.weights),

@@ -38,22 +38,14 @@ def _components(
     buffers: bool = False,
 ) -> dict[Component, Quantity]:
     return by_component(
-        (
-            fold.part(t)
-            for t in tensors(spec, roles)
-            if t.weight.buffer is buffers
-        ),
+        (fold.part(t) for t in tensors(spec, roles) if t.weight.buffer is buffers),
         UNIT,
     )
 
 
 def count(spec: ModelSpec) -> Any:
     """Total parameters as a bare number or array: trained tensors, each once, MTP left out."""
-    return sum(
-        t.group.number * t.size.elements
-        for t in tensors(spec)
-        if not t.weight.buffer
-    )
+    return sum(t.group.number * t.size.elements for t in tensors(spec) if not t.weight.buffer)
 
 
 def active(
@@ -115,9 +107,7 @@ def _by_layer(spec: ModelSpec) -> list[dict[str, Any]]:
     return out
 
 
-def _per_layer(
-    spec: ModelSpec, fold: _Fold
-) -> dict[Component, Quantity]:
+def _per_layer(spec: ModelSpec, fold: _Fold) -> dict[Component, Quantity]:
     rows: dict[Component, list[tuple[str, Quantity]]] = {}
     for t in tensors(spec, ("model", "encoder", "mtp")):
         if not t.weight.buffer:

@@ -30,12 +30,14 @@ DEFAULTS: dict[str, Default] = {
     "batch": Default(1, "sequences", "B", "sequences decoded or prefilled together"),
     "microbatch": Default(1, "sequences", "b", "sequences of a training microbatch"),
     "tokens": Default(4096, "tokens", "T", "tokens a GPU brings to an expert-parallel exchange"),
-    "ep": Default(None, "GPUs", "n", "GPUs that share the experts: the largest divisor of E up to 64"),
+    "ep": Default(
+        None, "GPUs", "n", "GPUs that share the experts: the largest divisor of E up to 64"
+    ),
     "node": Default(8, "GPUs", "g", "GPUs of a node, within the expert-parallel group"),
     "imbalance": Default(1.0, "", "imbalance", "load of the fullest GPU over the mean"),
     "attention": Default("causal", "", "", "attention scores that count: causal or full"),
     "weights": Default(None, "", "", "weight format: the checkpoint's own"),
-    "cache": Default("bf16", "", "", "format of the key-value cache"),
+    "cache": Default(None, "", "", "format of the key-value cache: the checkpoint's, else bf16"),
     "dispatch": Default("fp8", "", "", "format of dispatched rows"),
     "combine": Default("bf16", "", "", "format of combined rows"),
     "policy": Default("per-node", "", "", "what an exchange sends once"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-
 from moeplan.arrays import is_array
 from moeplan.cluster.hardware import PRICE_KINDS, Gpu, price, prices
 from moeplan.estimation.all_to_all import AllToAll, Traffic, all_to_all
@@ -62,6 +61,11 @@ def model(spec: ModelSpec) -> dict[str, Any]:
             "topk_group": moe.routing.group_limit,
         }
     return out
+
+
+def cache_format(spec: ModelSpec, s: Scenario) -> str:
+    """The user's format of keys and values, else what the checkpoint asks for, else bf16."""
+    return str(s["cache"] or spec.checkpoint.cache or "bf16")
 
 
 def workloads(s: Scenario) -> dict[str, Workload]:
@@ -181,7 +185,7 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any]:
     }
     stored = layer_bytes(spec)
     for name, work in workloads(s).items():
-        found = floor(spec, work, gpu, s["cache"], stored)
+        found = floor(spec, work, gpu, cache_format(spec, s), stored)
         tokens = derive("B*S", "tokens", B=work.symbols["B"], S=work.symbols["S"])
         out[name] = {
             "tokens": tokens,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-
 from moeplan.arrays import is_array, np
 from moeplan.cluster.hardware import Gpu
 from moeplan.estimation.fold import Line, Part, lines, over_groups
@@ -64,9 +63,7 @@ class Floor:
         if op.cached != "0":
             out.append(("cache", f"{self.cache_bytes * times:g}*({op.cached})"))
         if self.backward:
-            out += [
-                (f"{w.name} (gradient)", f"{GRADIENT_BYTES}*{w.elements}") for w in op.weights
-            ]
+            out += [(f"{w.name} (gradient)", f"{GRADIENT_BYTES}*{w.elements}") for w in op.weights]
         return out
 
     def numbers(self, line: Line) -> tuple[Number, Number]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from moeplan.families.common import attention, decoder, layer_groups, pre_norm, routed_by, selection
 from moeplan.families.mtp import mtp_modules
@@ -27,10 +28,14 @@ __all__ = [
 
 EXPERTS = ("n_routed_experts", "num_routed_experts", "num_local_experts", "num_experts")
 SHARED = ("n_shared_experts", "num_shared_experts")
+M = TypeVar("M", bound=LatentAttention)
 
 
-def latent_attention(c: Config) -> LatentAttention:
-    """Multi-latent attention; `q_lora_rank: null` means queries without a latent."""
+def latent_attention(c: Config, kind: type[M] = LatentAttention, **more: Any) -> M:  # type: ignore[assignment]
+    """Multi-latent attention; `q_lora_rank: null` means queries without a latent.
+
+    kind: a block that has the fields of multi-latent attention, and those in `more`.
+    """
     heads = c.int("num_attention_heads", symbol="H")
     kv_heads = c.optional("num_key_value_heads")
     if kv_heads is not None and kv_heads.value != heads.value:
@@ -43,7 +48,7 @@ def latent_attention(c: Config) -> LatentAttention:
     nope, rope = c.int("qk_nope_head_dim", symbol="dn"), c.int("qk_rope_head_dim", symbol="dr")
     both = nope.value + rope.value
     c.expect("qk_head_dim", [both], "it is qk_nope_head_dim + qk_rope_head_dim")
-    return LatentAttention(
+    return kind(
         D=c.int("hidden_size", symbol="D"),
         H=heads,
         rq=None if direct else c.int("q_lora_rank", default=1536, symbol="rq"),
@@ -52,6 +57,7 @@ def latent_attention(c: Config) -> LatentAttention:
         dr=rope,
         dv=c.int("v_head_dim", symbol="dv"),
         bias=c.flag("attention_bias", default=False),
+        **more,
     )
 
 
@@ -100,22 +106,43 @@ def expert_groups(c: Config, *, default: tuple[int, int] = (1, 1)) -> dict[str, 
     return {"groups": groups, "group_limit": limit}
 
 
-def sigmoid_routing(c: Config, *, groups: tuple[int, int], scale: float) -> Routing:
-    """Sigmoid scores, selected with a bias that training moves without gradients (V3, GLM-4.5)."""
-    c.expect("scoring_func", ["sigmoid"], "this family scores with a sigmoid")
+def sigmoid_routing(
+    c: Config,
+    *,
+    groups: tuple[int, int],
+    scale: float,
+    renormalise: bool = True,
+    words: Sequence[str] = ("sigmoid",),
+) -> Routing:
+    """Sigmoid scores, selected with a bias that training moves without gradients (V3, GLM-4.5).
+
+    groups, scale, renormalise: the class's defaults. words: what files call these scores.
+    """
+    c.expect("scoring_func", words, "this family scores with a sigmoid")
     c.expect("topk_method", ["noaux_tc"], "this family selects with a bias, without auxiliary loss")
     return Routing(
         "sigmoid",
         selection_bias=True,
         **expert_groups(c, default=groups),
         group_score="top2_sum",
-        renormalise=c.flag("norm_topk_prob", default=True),
+        renormalise=c.flag("norm_topk_prob", default=renormalise),
         scale=c.number("routed_scaling_factor", default=scale),
     )
 
 
-def layer_kinds(c: Config, layers: int, *, dense: int) -> list[tuple[str, ...]]:
-    """Which layers hold experts: from first_k_dense_replace on, every moe_layer_freq-th."""
+def layer_kinds(
+    c: Config, layers: int, *, dense: int, typed: bool = False
+) -> list[tuple[str, ...]]:
+    """Which layers hold experts: from first_k_dense_replace on, every moe_layer_freq-th.
+
+    typed: the class also takes a word per layer (mlp_layer_types), which then decides.
+    """
+    if typed and "mlp_layer_types" in c:
+        words = c.list("mlp_layer_types", length=layers)
+        if any(word not in ("dense", "sparse") for word in words) or "sparse" not in words:
+            raise c.fail("mlp_layer_types", "needs 'dense' or 'sparse' for each layer, one sparse")
+        c.ignore("first_k_dense_replace", "moe_layer_freq")
+        return [("attention", "moe" if word == "sparse" else "dense") for word in words]
     first = int(c.int("first_k_dense_replace", default=dense, least=0).value)
     every = int(c.int("moe_layer_freq", default=1).value)
     if first > layers:
@@ -127,17 +154,32 @@ def layer_kinds(c: Config, layers: int, *, dense: int) -> list[tuple[str, ...]]:
 
 
 def moe_model(
-    c: Config, name: str, mixer: Block, moe: MoE, *, dense: int, mtp: int = 0
+    c: Config,
+    name: str,
+    mixer: Block | Mapping[str, Block],
+    moe: MoE,
+    *,
+    dense: int,
+    mtp: int = 0,
+    typed: bool = False,
+    mixer_kinds: Sequence[str] = (),
 ) -> ModelSpec:
-    """A decoder whose first layers are dense; `dense` and `mtp` are the class's defaults."""
+    """A decoder whose first layers are dense; `dense` and `mtp` are the class's defaults.
+
+    Where layers differ in their mixers, `mixer` holds them by name and `mixer_kinds` a name per
+    layer; an MTP module has the first of `mixer`.
+    """
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     c.expect("mlp_bias", [False], "feed-forward biases are not described")
-    kinds = layer_kinds(c, int(layers.value), dense=dense)
+    kinds = layer_kinds(c, int(layers.value), dense=dense, typed=typed)
+    mixers = mixer if isinstance(mixer, Mapping) else {"attention": mixer}
+    if mixer_kinds:
+        kinds = [(name, *rest) for name, (_, *rest) in zip(mixer_kinds, kinds, strict=True)]
     ffn = DenseFFN(D=hidden, F=c.int("intermediate_size", symbol="F"))
 
     def build(kind: tuple[str, ...]) -> tuple[Block, ...]:
-        return pre_norm(hidden, mixer, moe if "moe" in kind else ffn)
+        return pre_norm(hidden, mixers[kind[0]], moe if "moe" in kind else ffn)
 
     modules = c.int(
         "num_nextn_predict_layers", "num_mtp_layers", default=mtp, symbol="modules", least=0
@@ -147,7 +189,7 @@ def moe_model(
         hidden,
         layer_groups(kinds, build, count=layers),
         name=name,
-        mtp=mtp_modules(c, hidden, build(("attention", "moe")), layers, modules),
+        mtp=mtp_modules(c, hidden, build((next(iter(mixers)), "moe")), layers, modules),
     )
 
 

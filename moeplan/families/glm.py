@@ -1,16 +1,19 @@
-"""GLM-4.5 and 4.6 (arXiv 2508.06471): grouped-query attention with DeepSeek-V3's experts."""
+"""GLM-4.5 to 4.7 (arXiv 2508.06471): DeepSeek-V3's experts behind grouped-query attention.
+
+The small GLM-4.7-Flash has multi-latent attention instead.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from moeplan.families.common import attention
-from moeplan.families.deepseek import moe_model, routed_experts, sigmoid_routing
+from moeplan.families.deepseek import latent_attention, moe_model, routed_experts, sigmoid_routing
 from moeplan.families.reader import Config
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Quantity, Source
 
-__all__ = ["glm4_moe"]
+__all__ = ["glm4_moe", "glm4_moe_lite"]
 
 ROTATED = "partial_rotary_factor"
 
@@ -42,3 +45,11 @@ def glm4_moe(c: Config) -> ModelSpec:
     mixer = replace(mixer, dr=_rotated(c, mixer.values["dh"]))
     routing = sigmoid_routing(c, groups=(1, 1), scale=1.0)
     return moe_model(c, "glm4_moe", mixer, routed_experts(c, routing, shared=1), dense=1, mtp=1)
+
+
+def glm4_moe_lite(c: Config) -> ModelSpec:
+    """Read a GLM-4.7-Flash config: multi-latent attention, one dense layer."""
+    c.ignore("rope_interleave")
+    routing = sigmoid_routing(c, groups=(1, 1), scale=1.8)
+    moe = routed_experts(c, routing, shared=1)
+    return moe_model(c, "glm4_moe_lite", latent_attention(c), moe, dense=1, mtp=1, typed=True)

@@ -48,13 +48,14 @@ def gpt_oss(c: Config) -> ModelSpec:
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     experts = c.int("num_local_experts", "num_experts", symbol="E")
+    c.expect("hidden_act", ["silu"], "the gate of this family's clamped SwiGLU")
     c.ignore("swiglu_alpha")
     moe = MoE(
         D=hidden,
         E=experts,
         k=selection(c, experts, "num_experts_per_tok", "experts_per_token"),
         F=c.int("intermediate_size", symbol="F"),
-        activation=c.choice("hidden_act", allowed=("silu",), default="silu"),
+        activation="clamped_swiglu",
         routing=Routing("softmax_topk", renormalise=True),
         router_bias=True,
         expert_bias=True,

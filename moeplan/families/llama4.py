@@ -96,7 +96,7 @@ def _experts(c: Config, hidden: Quantity) -> MoE:
         F=width,
         Fs=width.named("Fs"),
         activation=c.choice("hidden_act", allowed=("silu",), default="silu"),
-        routing=Routing("sigmoid"),
+        routing=Routing("sigmoid", weigh="input"),
         stacked=True,
         transposed=True,
         names=NAMES,

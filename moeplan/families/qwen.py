@@ -89,5 +89,6 @@ def qwen3_moe(c: Config) -> ModelSpec:
     """Read a Qwen3-MoE config: normalised queries and keys, no shared expert."""
     hidden = c.int("hidden_size", symbol="D")
     bias = c.flag("attention_bias", default=False)
+    c.expect("use_qk_norm", [True], "this family normalises each head's queries and keys")
     mixer = attention(c, hidden, grouped=True, qkv_bias=bias, o_bias=bias, qk_norm="head")
     return _decoder(c, "qwen3_moe", hidden, mixer, _moe(c, hidden))

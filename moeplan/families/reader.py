@@ -175,6 +175,21 @@ class Config:
             raise self.fail(key, f"has {len(value)} entries: {length} are needed, one a layer")
         return list(value)
 
+    def per_layer(
+        self, *keys: str, layers: _Int, default: Any = _MISSING, symbol: str = "", least: _Int = 1
+    ) -> tuple[Quantity, ...]:
+        """A whole number for each layer: a list of them, or one that holds for all."""
+        key, value = self.raw(*keys, default=default)
+        if not isinstance(value, (list, tuple)):
+            return (self.int(*keys, default=default, symbol=symbol, least=least),) * layers
+        out = []
+        for place in self.list(key, length=layers):
+            if isinstance(place, bool) or not isinstance(place, int) or place < least:
+                problem = f"holds {shown(place)}: whole numbers of at least {least} are needed"
+                raise self.fail(key, problem)
+            out.append(self._quantity(key, place, symbol, given=True))
+        return tuple(out)
+
     def indices(self, key: str, below: _Int) -> frozenset[_Int]:
         """A list of places, each from 0 to `below` - 1; absent or null means none."""
         places = self.list(key, default=None) or []

@@ -2,7 +2,9 @@
 
 Symbols: F width of an expert or of the dense layer, E experts, k experts per token (top-k),
 Fs width of all shared experts together, A experts that get at least one of the pass's T tokens
-(expected under uniform routing: E·(1 − (1 − k/E)^T)).
+(expected under uniform routing: E·(1 − (1 − k/E)^T)). Some models have more: Z zero-computation
+experts beside the E, of which a token picks some so that r of its k choices hold weights; Dl
+width of the latent in which experts work.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from moeplan.model.ops import Block, Component, Kept, Op, Weight, pointwise
+from moeplan.model.ops import Block, Component, Kept, Op, Weight, linear, pointwise
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
 
@@ -24,7 +26,8 @@ class Routing(NamedTuple):
     score: "softmax" or "sigmoid" over the experts ("softmax_topk": softmax over the chosen ones
     only; "sqrtsoftplus": square root of softplus). groups, group_limit: device- or node-limited
     routing (n_group, topk_group). group_score: what ranks the groups. renormalise: chosen weights
-    sum to one. scale: factor on the weights.
+    sum to one. scale: factor on the weights. weigh: what a weight multiplies, an expert's output
+    or (Llama 4) its input.
     """
 
     score: Literal["softmax", "sigmoid", "softmax_topk", "sqrtsoftplus", "sparsemixer"] = "softmax"
@@ -34,6 +37,7 @@ class Routing(NamedTuple):
     group_score: Literal["max", "top2_sum"] = "max"
     renormalise: bool = False
     scale: float = 1.0
+    weigh: Literal["output", "input"] = "output"
 
 
 class ExpertNames(NamedTuple):
@@ -50,6 +54,11 @@ class ExpertNames(NamedTuple):
     shared: str = "mlp.shared_experts."
     shared_gate: str = "mlp.shared_expert_gate"
     selection_bias: str = "mlp.gate.e_score_correction_bias"
+    selection_dims: tuple[str, ...] = ("E",)
+    table: str = "mlp.gate.tid2eid"
+    input_scale: str = "router.scale"
+    expert_scale: str = "router.per_expert_scale"
+    latent: tuple[str, str] = ("mlp.fc1_latent_proj", "mlp.fc2_latent_proj")
 
 
 def _gated_rows(
@@ -61,9 +70,10 @@ def _gated_rows(
     gated: bool,
     rows: str = "T",
     grouped: bool = False,
+    outer: str = "D",
     kept: tuple[Kept, ...] = (),
 ) -> list[Op]:
-    """The rows of an FFN of `width` over `rows` tokens: up, activation, down.
+    """The rows of an FFN of `width` over `rows` tokens of `outer`: up, activation, down.
 
     `op` prefixes the row names; grouped ones run over the experts that got a token.
     """
@@ -89,7 +99,7 @@ def _gated_rows(
         )
 
     return [
-        matmul("gate_up" if gated else "up", "D", inner, up, kept),
+        matmul("gate_up" if gated else "up", outer, inner, up, kept),
         pointwise(
             f"{op}{act}",
             component,
@@ -98,9 +108,7 @@ def _gated_rows(
             kept=(Kept(f"{op}{act}_input", f"{rows}*{inner}"),),
             shard=shard,  # type: ignore[arg-type]
         ),
-        matmul(
-            "down", width, "D", down, (Kept(f"{op}down_input", f"{rows}*{width}", drop=act),)
-        ),
+        matmul("down", width, outer, down, (Kept(f"{op}down_input", f"{rows}*{width}", drop=act),)),
     ]
 
 
@@ -149,6 +157,12 @@ class MoE(Block):
     output (Qwen2-MoE). router_bias, expert_bias: trained biases (gpt-oss). stacked: the experts
     are one tensor in the checkpoint; transposed: stored [in, out]; down_transposed: only the down
     projections are (DBRX).
+    Z: zero-computation experts, which give a token back as it came (LongCat); r: experts with
+    weights among a token's k, in expectation, given with Z. Dl: experts work in a latent of this
+    width, into and out of which every token is projected. V: tokens of a fixed table that gives
+    each token its experts, in the place of a selection by score (hash routing, DeepSeek-V4).
+    router_scales: learned scales of the router's input and of each expert's weight (Gemma 4).
+    shared_bias, latent_bias: biases of the shared experts and of the latent's projections.
     """
 
     D: Number
@@ -156,26 +170,48 @@ class MoE(Block):
     k: Number
     F: Number
     Fs: Number | None = None
+    Z: Number | None = None
+    r: Number | None = None
+    Dl: Number | None = None
+    V: Number | None = None
     gated: bool = True
     activation: str = "silu"
     routing: Routing = Routing()
     shared_gate: bool = False
     router_bias: bool = False
     expert_bias: bool = False
+    shared_bias: bool = False
+    latent_bias: bool = False
+    router_scales: bool = False
     stacked: bool = False
     transposed: bool = False
     down_transposed: bool = False
     names: ExpertNames = field(default_factory=ExpertNames)
 
+    @property
+    def each(self) -> str:
+        """Symbol of the experts with weights that a token gets: k, or r of the k."""
+        return "k" if self.Z is None else "r"
+
+    @property
+    def width(self) -> str:
+        """Symbol of the width in which tokens travel to experts and back."""
+        return "D" if self.Dl is None else "Dl"
+
+    @property
+    def scored(self) -> str:
+        """Formula of the router's outputs."""
+        return "E" if self.Z is None else "(E + Z)"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
-        """A: expected experts that get a token (every token draws k of E, uniformly)."""
-        return {"A": "E*(1 - (1 - k/E)**T)"}
+        """A: expected experts that get a token (every token draws k, or r, of E, uniformly)."""
+        return {"A": f"E*(1 - (1 - {self.each}/E)**T)"}
 
     def _expert(self, name: str, n: str, k: str) -> tuple[Weight, ...]:
         transposed = self.transposed or (self.down_transposed and name == self.names.down)
         dims = (k, n) if transposed else (n, k)
         base = self.names.experts + name
-        how = {"copies": "E", "active": "k", "stacked": self.stacked, "shard": "experts"}
+        how = {"copies": "E", "active": self.each, "stacked": self.stacked, "shard": "experts"}
         weight = Weight(
             base + self.names.suffix,
             dims,
@@ -184,45 +220,75 @@ class MoE(Block):
             **how,  # type: ignore[arg-type]
         )
         bias = Weight(
-            base + self.names.bias_suffix, (n,), "routed_experts", matmul=False, **how  # type: ignore[arg-type]
+            base + self.names.bias_suffix,
+            (n,),
+            "routed_experts",
+            matmul=False,
+            **how,  # type: ignore[arg-type]
         )
         return (weight, bias) if self.expert_bias else (weight,)
 
     def _experts(self) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
         n = self.names
         if n.gate_up:
-            ins = self._expert(n.gate_up, "2*F", "D")
+            ins = self._expert(n.gate_up, "2*F", self.width)
         elif self.gated:
-            ins = (*self._expert(n.gate, "F", "D"), *self._expert(n.up, "F", "D"))
+            ins = (*self._expert(n.gate, "F", self.width), *self._expert(n.up, "F", self.width))
         else:
-            ins = self._expert(n.up, "F", "D")
-        return ins, self._expert(n.down, "D", "F")
+            ins = self._expert(n.up, "F", self.width)
+        return ins, self._expert(n.down, self.width, "F")
 
     def _shared(self) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
         n = self.names
 
-        def make(name: str, rows: str, cols: str, shard: Literal["row", "column"]) -> Weight:
-            full = f"{n.shared}{name}.weight"
-            return Weight(full, (rows, cols), "shared_experts", shard=shard)
+        def make(
+            name: str, rows: str, cols: str, shard: Literal["row", "column"]
+        ) -> tuple[Weight, ...]:
+            full = f"{n.shared}{name}"
+            weight = Weight(f"{full}.weight", (rows, cols), "shared_experts", shard=shard)
+            bias = Weight(f"{full}.bias", (rows,), "shared_experts", matmul=False)
+            return (weight, bias) if self.shared_bias else (weight,)
 
-        ins = [make(name, "Fs", "D", "column") for name in ((n.gate, n.up) if self.gated else (n.up,))]
-        return tuple(ins), (make(n.down, "D", "Fs", "row"),)
+        up = make(n.up, "Fs", "D", "column")
+        ins = (*make(n.gate, "Fs", "D", "column"), *up) if self.gated else up
+        return ins, make(n.down, "D", "Fs", "row")
 
     def _router(self) -> tuple[Weight, ...]:
-        out = [Weight(f"{self.names.router}.weight", ("E", "D"), "router")]
+        n = self.names
+        out = [Weight(f"{n.router}.weight", (self.scored, "D"), "router")]
         if self.router_bias:
-            out.append(Weight(f"{self.names.router}.bias", ("E",), "router", matmul=False))
+            out.append(Weight(f"{n.router}.bias", (self.scored,), "router", matmul=False))
+        if self.router_scales:
+            out.append(Weight(n.input_scale, ("D",), "router", matmul=False))
+            out.append(Weight(n.expert_scale, ("E",), "router", matmul=False))
         return tuple(out)
+
+    def _chooser(self) -> tuple[Weight, ...]:
+        """What decides beside the scores: a selection bias, or the table of hash routing."""
+        n = self.names
+        out = []
+        if self.routing.selection_bias:
+            out.append((n.selection_bias, n.selection_dims))
+        if self.V is not None:
+            out.append((n.table, ("V", "k")))
+        return tuple(Weight(name, dims, "router", matmul=False, buffer=True) for name, dims in out)
+
+    def _latent(self, into: bool) -> tuple[Weight, Weight | None]:
+        """The projection of every token into the experts' latent, or out of it."""
+        name = self.names.latent[0 if into else 1]
+        n, k = ("Dl", "D") if into else ("D", "Dl")
+        bias = Weight(f"{name}.bias", (n,), "routed_experts", matmul=False)
+        weight = Weight(f"{name}.weight", (n, k), "routed_experts", shard="none")
+        return weight, bias if self.latent_bias else None
 
     def _gate(self) -> Weight:
         return Weight(f"{self.names.shared_gate}.weight", ("1", "D"), "shared_experts")
 
     def weights(self) -> tuple[Weight, ...]:
-        """Router, selection bias (a buffer), experts, shared experts and their gate."""
-        out = list(self._router())
-        if self.routing.selection_bias:
-            name = self.names.selection_bias
-            out.append(Weight(name, ("E",), "router", matmul=False, buffer=True))
+        """Router, selection bias or table (buffers), experts, shared experts and their gate."""
+        out = [*self._router(), *self._chooser()]
+        if self.Dl is not None:
+            out += [w for into in (True, False) for w in self._latent(into) if w is not None]
         ins, down = self._experts()
         out += [*ins, *down]
         if self.Fs is not None:
@@ -234,52 +300,80 @@ class MoE(Block):
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """Router, selection, dispatch, experts, combine, shared experts."""
-        rows = [
+        return (
             self._router_row(),
-            Op(
-                "select",
-                "select",
-                "router",
-                read="2*T*E",  # fp32 logits, counted in two-byte elements
-                write="T*k*4",
-                kept=(Kept("probs", "T*E"), Kept("row_map", "T*k", bits=64)),
-                shard="tokens",
-            ),
-            Op("dispatch", "exchange", "routed_experts", read="T*k*D", shard="experts"),
-            Op("permute", "gather", "routed_experts", read="T*k*D", write="T*k*D", shard="experts"),
-            *_gated_rows(
-                "experts_",
-                "routed_experts",
-                self._experts(),
-                "F",
-                gated=self.gated,
-                rows="T*k",
-                grouped=True,
-                kept=(Kept("experts_input", "T*k*D", drop="dispatch"),),
-            ),
-            Op("return", "exchange", "routed_experts", read="T*k*D", shard="experts"),
+            self._select_row(),
+            *self._latent_row(into=True),
+            *self._routed_rows(),
+            *self._latent_row(into=False),
+            *self._shared_rows(),
+        )
+
+    def _select_row(self) -> Op:
+        return Op(
+            "select",
+            "select",
+            "router",
+            read=f"2*T*{self.scored}",  # fp32 logits, counted in two-byte elements
+            write="T*k*4",
+            kept=(Kept("probs", f"T*{self.scored}"), Kept("row_map", "T*k", bits=64)),
+            shard="tokens",
+        )
+
+    def _latent_row(self, *, into: bool) -> list[Op]:
+        if self.Dl is None:
+            return []
+        weight, bias = self._latent(into)
+        kept = () if into else (Kept("latent_output", "T*Dl"),)
+        return [linear("latent_down" if into else "latent_up", weight, bias=bias, kept=kept)]
+
+    def _routed_rows(self) -> list[Op]:
+        """The way to the experts, their FFNs, the way back and the weighted sum.
+
+        Zero-computation experts add a token's own state, which is at hand where it is summed.
+        """
+        each, width = f"T*{self.each}", self.width
+        moved = f"{each}*{width}"
+        part: Component = "routed_experts"
+        own = "" if self.Z is None else f" + T*{width}"
+        experts = _gated_rows(
+            "experts_",
+            part,
+            self._experts(),
+            "F",
+            gated=self.gated,
+            rows=each,
+            grouped=True,
+            outer=width,
+            kept=(Kept("experts_input", moved, drop="dispatch"),),
+        )
+        kept = (Kept("experts_output", moved, drop="dispatch"),)
+        return [
+            Op("dispatch", "exchange", part, read=moved, shard="experts"),
+            Op("permute", "gather", part, read=moved, write=moved, shard="experts"),
+            *experts,
+            Op("return", "exchange", part, read=moved, shard="experts"),
             Op(
                 "combine",
                 "gather",
-                "routed_experts",
-                read="T*k*D",
-                write="T*D",
-                kept=(Kept("experts_output", "T*k*D", drop="dispatch"),),
+                part,
+                read=moved + own,
+                write=f"T*{width}",
+                kept=kept,
                 shard="experts",
             ),
         ]
-        return (*rows, *self._shared_rows())
 
     def _router_row(self) -> Op:
         return Op(
             name="router",
             kind="linear",
             component="router",
-            flops="2*T*D*E",
-            gemm=("T", "D", "E"),
+            flops=f"2*T*D*{self.scored}",
+            gemm=("T", "D", self.scored),
             weights=self._router(),
             read="T*D",
-            write="2*T*E",  # fp32 logits, counted in two-byte elements
+            write=f"2*T*{self.scored}",  # fp32 logits, counted in two-byte elements
             kept=(Kept("moe_input", "T*D", drop="norm"),),
             shard="tokens",
         )

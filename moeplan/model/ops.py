@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Literal, NamedTuple, TypeAlias
-
 
 from moeplan.arrays import is_array
 from moeplan.model.workload import Workload
@@ -166,7 +165,7 @@ class CacheEntry:
     bits: int | None = None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _product(terms: tuple[str, ...]) -> str:
     kept = [t if t.isalnum() else f"({t})" for t in terms if t != "1"]
     return "*".join(kept) or "1"
@@ -219,11 +218,6 @@ def pointwise(
     )
 
 
-@lru_cache(maxsize=None)
-def _field_names(cls: type) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(cls))  # type: ignore[arg-type]
-
-
 class Size(NamedTuple):
     """A weight's numbers in one layer: elements of all copies, elements that a token touches,
     rows (outputs) and columns (inputs) of a copy, copies."""
@@ -260,7 +254,7 @@ class Block:
     def symbols(self) -> Mapping[str, Quantity]:
         """Symbol to quantity, for every numeric field."""
         out: dict[str, Quantity] = {}
-        for name in _field_names(type(self)):
+        for name in (f.name for f in fields(self)):  # type: ignore[arg-type]
             value = getattr(self, name)
             if isinstance(value, Quantity):
                 out[name] = value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moeplan.model.ops import Block, Component, Kept, Op, Weight, pointwise
+from moeplan.model.ops import Block, Kept, Op, Weight
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
 
@@ -73,7 +73,6 @@ class HyperExpand(Block):
 
     D: Number
     hc: Number
-    component: Component = "norms"
 
     def weights(self) -> tuple[Weight, ...]:
         """None: the mixing weights come from `HyperCollapse`."""
@@ -81,18 +80,15 @@ class HyperExpand(Block):
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """Each new stream is a weighted sum of the hc old ones and the output: hc·(hc + 1)·D."""
-        mixed = pointwise(
-            "residual", self.component, "T*(hc + 1)*D", "T*hc*D", kept=(Kept("sublayer_out", "T*D"),)
-        )
         return (
             Op(
-                name=mixed.name,
+                name="residual",
                 kind="pointwise",
-                component=self.component,
+                component="norms",
                 flops="2*T*hc*(hc + 1)*D",
-                read=mixed.read,
-                write=mixed.write,
-                kept=mixed.kept,
+                read="T*(hc + 1)*D",
+                write="T*hc*D",
+                kept=(Kept("sublayer_out", "T*D"),),
                 shard="tokens",
             ),
         )

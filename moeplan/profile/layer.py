@@ -6,6 +6,7 @@ Tensors carry their shape as a suffix:
     K experts a token (top-k) F width of a routed expert
     R = T·K rows              H what an expert's first matmul gives: 2F gated (gate, up), else F
     E experts                 S width of the shared experts together; G as H, for them
+    L width in which experts work: D, or a latent's that every token is projected into
 
 Each phase runs in a scope with the name of its row in `MoE.rows`. Weights are in one dtype
 whatever the checkpoint's format is; the router, the scores and the sums of the combine are fp32.
@@ -34,8 +35,8 @@ from moeplan.profile.routing import check_known, rows_per_expert, select, sort_r
 __all__ = ["Layer", "phase_names"]
 
 _KNOWN_FIELDS = frozenset(
-    "D E k F Fs gated activation routing shared_gate router_bias expert_bias "
-    "stacked transposed down_transposed names".split()
+    "D E k F Fs Dl gated activation routing shared_gate router_bias expert_bias shared_bias "
+    "latent_bias stacked transposed down_transposed names".split()
 )
 
 
@@ -77,31 +78,37 @@ class Layer(nn.Module):
     def _make_weights(self, device: torch.device, dtype: torch.dtype, seed: int) -> None:
         block, values = self.block, self.block.values
         D, E, F_ = (int(values[name]) for name in ("D", "E", "F"))
-        H = 2 * F_ if block.gated else F_
+        H, L = 2 * F_ if block.gated else F_, int(values.get("Dl", D))
         generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
-        def weight(*shape: int, fan_in: int = 0) -> nn.Parameter:
+        def weight(*shape: int, fan_in: int = 0, wanted: bool = True) -> nn.Parameter | None:
+            if not wanted:
+                return None
             made = torch.empty(shape, device=device, dtype=dtype)
             made.normal_(0, (fan_in or shape[-1]) ** -0.5, generator=generator)
             return nn.Parameter(made)
 
         self.router_ED = weight(E, D)
-        self.router_bias_E = weight(E, fan_in=D) if block.router_bias else None
-        self.up_EHD, self.down_EDF = weight(E, H, D), weight(E, D, F_)
-        self.up_bias_EH = weight(E, H, fan_in=D) if block.expert_bias else None
-        self.down_bias_ED = weight(E, D, fan_in=F_) if block.expert_bias else None
-        if block.Fs is not None:
-            S = int(values["Fs"])
-            self.shared_up_GD = weight(2 * S if block.gated else S, D)
-            self.shared_down_DS = weight(D, S)
-        if block.shared_gate:
-            self.shared_gate_1D = weight(1, D)
+        self.router_bias_E = weight(E, fan_in=D, wanted=block.router_bias)
+        self.up_EHL, self.down_ELF = weight(E, H, L), weight(E, L, F_)
+        self.up_bias_EH = weight(E, H, fan_in=L, wanted=block.expert_bias)
+        self.down_bias_EL = weight(E, L, fan_in=F_, wanted=block.expert_bias)
+        latent, shared, S = block.Dl is not None, block.Fs is not None, int(values.get("Fs", 0))
+        self.into_LD = weight(L, D, wanted=latent)
+        self.into_bias_L = weight(L, fan_in=D, wanted=latent and block.latent_bias)
+        self.out_of_DL = weight(D, L, wanted=latent)
+        self.out_of_bias_D = weight(D, fan_in=L, wanted=latent and block.latent_bias)
+        G = 2 * S if block.gated else S
+        self.shared_up_GD = weight(G, D, wanted=shared)
+        self.shared_up_bias_G = weight(G, fan_in=D, wanted=shared and block.shared_bias)
+        self.shared_down_DS = weight(D, S, wanted=shared)
+        self.shared_down_bias_D = weight(D, fan_in=S, wanted=shared and block.shared_bias)
+        self.shared_gate_1D = weight(1, D, wanted=block.shared_gate)
         selection_bias_E = None
         if block.routing.selection_bias:
             selection_bias_E = torch.empty(E, device=device, dtype=torch.float32)
             selection_bias_E.normal_(0, 0.01, generator=generator)
         self.register_buffer("selection_bias_E", selection_bias_E)
-        self.selection_bias_E: Tensor | None
 
     @property
     def experts(self) -> Experts:

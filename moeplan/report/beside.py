@@ -71,7 +71,7 @@ def beside_dense(e: Estimate) -> list[Beside]:
 def _beside(kind: str, e: Estimate, width: int | None) -> Beside:
     batches = decode_batches(e)
     work = Workload("decode", B=np.asarray(batches, dtype=np.float64), S=1, C=e.scenario["context"])
-    lower = floor(e.spec, work, e.gpu, e.scenario["cache"])["lower"].value
+    lower = floor(e.spec, work, e.gpu, e.tree["kv_cache"]["format"])["lower"].value
     return Beside(
         kind=kind,
         width=width,

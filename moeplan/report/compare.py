@@ -182,7 +182,8 @@ def _conditions(estimates: Sequence[Estimate]) -> str:
 
 def setting(e: Estimate, name: str) -> str:
     """A setting of the scenario as text; the GPU by its full id."""
-    value = e.gpu.id if name == "gpu" else plain(e.scenario[name])
+    known = {"gpu": e.gpu.id, "cache": e.tree["kv_cache"]["format"]}
+    value = known.get(name) or plain(e.scenario[name])
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -45,7 +45,9 @@ def estimate_tables(e: Estimate, *, detail: bool = False) -> list[Table]:
 
 def _model(e: Estimate) -> Table:
     m = e.to_model()
-    lines = [f"{m['layers']} layers, hidden size {m['hidden_size']:,}, vocabulary {m['vocabulary']:,}"]
+    lines = [
+        f"{m['layers']} layers, hidden size {m['hidden_size']:,}, vocabulary {m['vocabulary']:,}"
+    ]
     if m.get("experts"):
         shared = f", shared width {m['shared_width']:,}" if m.get("shared_width") else ""
         groups = f", {m['topk_group']} of {m['n_group']} groups" if m["n_group"] > 1 else ""
@@ -117,7 +119,9 @@ def _parameters(e: Estimate) -> Table:
 
 
 def _layers(e: Estimate) -> Table:
-    table = Table("Parameters of one layer", [WORD, Column("layers"), Column("total"), Column("active")])
+    table = Table(
+        "Parameters of one layer", [WORD, Column("layers"), Column("total"), Column("active")]
+    )
     for layer in e.tree["params"]["by_layer"]:
         table.rows.append(
             (
@@ -249,7 +253,10 @@ def _exchange(e: Estimate) -> Table:
         part = a["per_layer"][name]
         label = f"{name} ({a[f'{name}_format']})"
         table.rows.append((label, *(fmt_bytes(part[key].value) for key in keys)))
-    for step, words in (("forward_step", "all layers, forward"), ("training_step", "all, training")):
+    for step, words in (
+        ("forward_step", "all layers, forward"),
+        ("training_step", "all, training"),
+    ):
         both = [a[step]["dispatch"][key].value + a[step]["combine"][key].value for key in keys]
         table.rows.append((words, *(fmt_bytes(n) for n in both)))
     table.notes = [
@@ -266,8 +273,15 @@ def _time(e: Estimate) -> Table:
     t, cost = e.tree["time"], e.tree["cost"]
     table = Table(
         f"Floor of the time on one {e.gpu.name}, memory capacity aside",
-        [WORD, Column("tokens"), Column("lower"), Column("sequential"), Column("upper"),
-         Column("tokens/s"), Column("$/M")],
+        [
+            WORD,
+            Column("tokens"),
+            Column("lower"),
+            Column("sequential"),
+            Column("upper"),
+            Column("tokens/s"),
+            Column("$/M"),
+        ],
     )
     for name in ("prefill", "decode", "training"):
         part = t[name]
@@ -281,7 +295,10 @@ def _time(e: Estimate) -> Table:
                 _dollars(dollars) if dollars is not None else "no price",
             )
         )
-    table.notes = [FLOOR_NOTE, "lower: all overlaps; sequential: op after op; upper: nothing overlaps."]
+    table.notes = [
+        FLOOR_NOTE,
+        "lower: all overlaps; sequential: op after op; upper: nothing overlaps.",
+    ]
     if cost:
         hourly = cost["dollars_per_gpu_hour"]
         table.notes.append(
@@ -302,8 +319,15 @@ def _origin(q: Quantity) -> str:
 def _ops(e: Estimate, name: str) -> Table:
     table = Table(
         f"Floor of one layer's rows, {name}",
-        [WORD, Column("row", "left"), Column("FLOPs"), Column("bytes"), Column("lower"),
-         Column("upper"), Column("bound", "left")],
+        [
+            WORD,
+            Column("row", "left"),
+            Column("FLOPs"),
+            Column("bytes"),
+            Column("lower"),
+            Column("upper"),
+            Column("bound", "left"),
+        ],
     )
     shown = ""
     for row in e[f"time.{name}.rows"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from moeplan.cluster.hardware import Gpu, all_in_power, gpu, gpus, prices
@@ -149,7 +150,7 @@ def _all_gpus(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-_WRITERS = {
+_WRITERS: dict[str, Callable[[float], str]] = {
     "B": fmt_bytes,
     "B/s": fmt_rate,
     "FLOP/s": lambda v: fmt_rate(v, "FLOP"),
@@ -187,5 +188,3 @@ def _one_gpu(row: dict[str, Any]) -> Table:
     if row["note"]:
         table.notes.append(row["note"])
     return table
-
-

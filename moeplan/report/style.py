@@ -1,7 +1,8 @@
 """How plots look: one colour per component throughout, models told apart without colour too.
 
-Component colours are Okabe and Ito's palette, model colours Paul Tol's "muted": both keep apart
-for all kinds of colour vision. Bars carry hatches, lines markers and dashes, for print in grey.
+Component colours are Okabe and Ito's palette (grey for its black), model colours Paul Tol's
+"muted": both keep apart for all kinds of colour vision. Bars carry hatches, lines markers and
+dashes, for print in grey.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ COMPONENT_STYLES: Mapping[str, PartStyle] = {
     "router": PartStyle(LABELS["router"], "#CC79A7", "xxxx", "X"),
     "routed_experts": PartStyle(LABELS["routed_experts"], "#E69F00", "", "s"),
     "shared_experts": PartStyle(LABELS["shared_experts"], "#D55E00", "\\\\", "D"),
-    "dense_ffn": PartStyle(LABELS["dense_ffn"], "#F0E442", "--", "^"),
-    "norms": PartStyle(LABELS["norms"], "#999999", "||||", "v"),
+    "dense_ffn": PartStyle(LABELS["dense_ffn"], "#7F7F7F", "--", "^"),
+    "norms": PartStyle(LABELS["norms"], "#F0E442", "||||", "v"),
     "head": PartStyle(LABELS["head"], "#009E73", "oo", "P"),
 }
 
 PART_STYLES: Mapping[str, PartStyle] = {
     **COMPONENT_STYLES,
     "kv_cache": PartStyle("KV cache and state", "#000000", "", "o"),
-    "weights": PartStyle("weights", "#DDDDDD", "", "o"),
-    "gradients": PartStyle("gradients", "#BBBBBB", "///", "o"),
-    "main_parameters": PartStyle("main parameters", "#888888", "...", "o"),
-    "moments": PartStyle("optimizer moments", "#555555", "\\\\\\", "o"),
+    "weights": PartStyle("weights", "#EAE3F3", "", "o"),
+    "gradients": PartStyle("gradients", "#C3AFDD", "///", "o"),
+    "main_parameters": PartStyle("main parameters", "#9473C6", "...", "o"),
+    "moments": PartStyle("optimizer moments", "#5E3C99", "", "o"),
 }
 
 

@@ -64,7 +64,9 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
             header_style="bold",
         )
         for column in table.columns:
-            drawn.add_column(column.title, justify=column.align, overflow="fold", no_wrap=column.fixed)
+            drawn.add_column(
+                column.title, justify=column.align, overflow="fold", no_wrap=column.fixed
+            )
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
         if table.total is not None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moeplan.errors import UserError
 from moeplan.families import FAMILIES, read_config
 from moeplan.model.attention import Attention
 from moeplan.model.linear_attention import GatedDeltaNet
 from moeplan.model.spec import ModelSpec
+from moeplan.presets import preset, presets
 from moeplan.quantity import plain
 from tests.families.oracle_cases import (
     ALTERED,
@@ -28,19 +31,20 @@ from tests.families.oracle_cases import (
     load,
     merged,
 )
+from tests.fingerprint import fingerprint
 from tests.oracle import Tensor, compare, differences, oracle, ours, their_config, theirs
 
 
 def _real() -> list[str]:
-    """Files of the reference material whose family is read here and built by transformers."""
-    out = []
-    for path in sorted(SHARED.glob("*.json")):
-        family = json.loads(path.read_text()).get("model_type")
-        if family in BASES and not path.stem.endswith(".infersim"):
-            out.append(path.stem)
-    return out
+    """Files of the reference material whose family this file judges."""
+    return [
+        path.stem
+        for path in sorted(SHARED.glob("*.json"))
+        if json.loads(path.read_text()).get("model_type") in BASES
+    ]
 
 
+JUDGED = set(FAMILIES) - set(NO_CLASS)
 CASES = [(family, i) for family, changes in ALTERED.items() for i in range(len(changes))]
 
 
@@ -56,6 +60,17 @@ def _needs_transformers() -> None:
 def test_real_file(stem: str) -> None:
     config = load(stem)
     assert compare(read_config(config, stem), config) == []
+
+
+# These hold so many experts, each a module of its own, that building them takes minutes.
+SLOW = ("switch-base-64", "switch-base-256", "switch-c-2048")
+PRESETS = [p.name for p in presets() if p.config["model_type"] in JUDGED and p.name not in SLOW]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset(name: str) -> None:
+    config = preset(name).config
+    assert compare(read_config(config, name), config) == []
 
 
 @pytest.mark.parametrize("family", [f for f, given in BASES.items() if isinstance(given, dict)])
@@ -81,6 +96,40 @@ def _fitted(config: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
         if types:
             part["layer_types"] = (types * spec.layers)[: spec.layers]
     return config
+
+
+# ------------------------------------------------------------------- defaults of the real classes
+@pytest.mark.parametrize("family", BASES)
+def test_a_file_that_transformers_saves_reads_the_same(family: str) -> None:
+    config = base(family)
+    saved = json.loads(their_config(config).to_json_string(use_diff=False))
+    again = read_config(saved, family)
+    assert again.unread == ()
+    assert ours(again) == ours(read_config(config, family))
+    mixers = _by_layer(read_config(config, family)), _by_layer(again)
+    scopes = [{i: getattr(m, "scope", None) for i, m in side.items()} for side in mixers]
+    assert scopes[0] == scopes[1]
+
+
+def _without(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in config.items():
+        yield key, {k: v for k, v in config.items() if k != key}
+        if isinstance(value, dict):
+            for inner, rest in _without(value):
+                yield f"{key}.{inner}", {**config, key: rest}
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_a_missing_key_is_refused_or_has_the_default_of_the_class(family: str) -> None:
+    config = altered(family, 0)
+    whole = fingerprint(read_config(config, family))
+    for key, rest in _without(config):
+        try:
+            spec = read_config(rest, family)
+        except UserError:
+            continue
+        if fingerprint(spec) != whole and "quantization" not in key:
+            assert compare(spec, rest) == [], key
 
 
 # ------------------------------------------------------------- what tensors do not show: windows

@@ -20,6 +20,7 @@ CONFIG: dict[str, Any] = {
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
     "vocab_size": 128,

@@ -49,7 +49,7 @@ def cache_curve(e: Estimate) -> Curve:
     own = [plain(e.scenario["context"]), _most(e)]
     extra = [float(x) for x in own if x is not None and first <= x <= last]
     contexts = np.unique(np.concatenate([grid, extra]))
-    found = kv_cache(e.spec, e.scenario["cache"], e.scenario["batch"], contexts)["bytes"].value
+    found = kv_cache(e.spec, e.tree["kv_cache"]["format"], e.scenario["batch"], contexts)["bytes"].value
     return Curve(contexts, np.broadcast_to(np.asarray(found, dtype=np.float64), contexts.shape))
 
 
@@ -215,7 +215,8 @@ def _ep_axis(ax: Axes, most: float) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator([2**i for i in range(int(np.log2(most)) + 1)]))
+    last = int(np.log2(most))
+    ax.xaxis.set_major_locator(FixedLocator([2**i for i in range(0, last + 1, 1 + last // 10)]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set_xlabel("expert parallelism (GPUs that share the experts)")

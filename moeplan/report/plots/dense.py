@@ -45,7 +45,7 @@ def _panels(batches: tuple[int, int]) -> list[_Panel]:
     one, many = batches
     return [
         _Panel("parameters", lambda b: b.parameters, fmt_count),
-        _Panel("forward FLOPs per token", lambda b: b.flops, fmt_flops),
+        _Panel("forward FLOPs per token", lambda b: b.flops, lambda n: fmt_flops(n).removesuffix("FLOP")),
         _Panel("weights in memory (bytes)", lambda b: b.weights, fmt_bytes),
         _Panel(f"decode step, batch {one:,} (s)", lambda b: b.decode[0], fmt_time),
         _Panel(f"decode step, batch {many:,} (s)", lambda b: b.decode[1], fmt_time),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from moeplan.cluster.hardware import Gpu
 from moeplan.estimation.estimate import Estimate
 from moeplan.model.ops import COMPONENTS
-from moeplan.report.plots.sheet import Sheet, brief, few, look, used
+from moeplan.report.plots.sheet import Sheet, brief, few, log_axis, look, used
 from moeplan.report.style import COMPONENT_STYLES, INK
 from moeplan.units import fmt_rate
 
@@ -101,12 +101,9 @@ def plot_roofline(estimates: Sequence[Estimate]) -> Figure:
 
 
 def _limits(ax: Axes, points: Sequence[Point]) -> None:
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlim(min(p.intensity for p in points) / 2.5, max(p.intensity for p in points) * 2.5)
-    ax.set_ylim(min(p.attainable for p in points) / 2.5, max(p.peak for p in points) * 2.2)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
-    ax.yaxis.set_major_formatter(lambda y, _: brief(fmt_rate(y, "FLOP")))
+    log_axis(ax, "x", [p.intensity for p in points], lambda x: f"{x:,g}", margin=2.5, most=5)
+    heights = [*(p.attainable for p in points), *(p.peak for p in points)]
+    log_axis(ax, "y", heights, lambda y: fmt_rate(y, "FLOP"), margin=2.5, most=6)
 
 
 def _roof(ax: Axes, phases: _Phases, gpu: Gpu) -> None:
@@ -147,19 +144,16 @@ def _strip(ax: Axes, phases: _Phases, seen: Sequence[str]) -> None:
 
 
 def _mark(ax: Axes, height: float, point: Point, phase: str) -> None:
-    from matplotlib.patheffects import withStroke
-
     style, filled = COMPONENT_STYLES[point.component], phase == "prefill"
-    ax.scatter(
+    ax.plot(
         [point.intensity],
         [height],
-        s=18 + 200 * point.share,
+        linestyle="",
         marker=style.marker,
-        facecolors=style.colour if filled else "none",
-        edgecolors=_EDGE if filled else style.colour,
-        linewidths=0.6 if filled else 1.4,
-        # a dark rim, so that light colours show on white
-        path_effects=None if filled else [withStroke(linewidth=2.6, foreground=_EDGE)],
+        markersize=math.sqrt(22 + 180 * point.share),
+        markerfacecolor=style.colour if filled else "none",
+        markeredgecolor=_EDGE if filled else style.colour,
+        markeredgewidth=0.6 if filled else 1.5,
         zorder=3,
         gid=f"{phase} {point.op}",
     )

@@ -43,7 +43,7 @@ def few(found: Sequence[tuple[float, str]]) -> str:
     if len(found) <= 3:
         return "; ".join(text for _, text in found)
     least, most = min(found), max(found)
-    return f"from {least[1]} to {most[1]}"
+    return f"least {least[1]}; most {most[1]}"
 
 
 def log_axis(
