@@ -190,16 +190,30 @@ def explain(
     depth: Annotated[int | None, typer.Option(min=0, help="Levels to show.")] = None,
     context: Context = None,
     batch: Batch = None,
+    microbatch: Microbatch = None,
+    tokens: Tokens = None,
     ep: Ep = None,
     node: Node = None,
+    imbalance: Imbalance = None,
+    attention: Attention = None,
     weights: Weights = None,
+    cache: Cache = None,
+    dispatch: Dispatch = None,
+    combine: Combine = None,
+    policy: Policy = None,
+    optimizer: Optimizer = None,
     gpu: GpuOption = None,
+    price: Price = None,
 ) -> None:
     """Show how a number came about: formula, inputs, and the source of each input."""
     from moeplan import api
     from moeplan.report.explanation import explain_lines
 
-    scenario = _scenario(context, batch=batch, ep=ep, node=node, weights=weights, gpu=gpu)
+    scenario = _scenario(
+        context, batch=batch, microbatch=microbatch, tokens=tokens, ep=ep, node=node,
+        imbalance=imbalance, attention=attention, weights=weights, cache=cache, dispatch=dispatch,
+        combine=combine, policy=policy, optimizer=optimizer, gpu=gpu, price=price,
+    )  # fmt: skip
     found = api.explain(model, path, **scenario)
     for line in explain_lines(path, found, depth):
         print(line)

@@ -32,14 +32,35 @@ __all__ = [
     "Weights",
 ]
 
+
+
+def _presets(incomplete: str) -> list[str]:
+    """Names for the shell's completion."""
+    from moeplan.presets import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def _gpus(incomplete: str) -> list[str]:
+    from moeplan.cluster.hardware import gpus
+
+    return [gpu.id for gpu in gpus() if gpu.id.startswith(incomplete)]
+
+
 Model = Annotated[
-    str | None, typer.Argument(help="A preset, or a path to a config.json or its folder.")
+    str | None,
+    typer.Argument(
+        help="A preset, or a path to a config.json or its folder.", autocompletion=_presets
+    ),
 ]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="A preset's name or alias.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="A preset's name or alias.", autocompletion=_presets),
+]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A config.json, or a folder that holds one.")
 ]
-Context = Annotated[str | None, typer.Option(help="Tokens of a sequence (4096, 128k).")]
+Context = Annotated[str | None, typer.Option(help="Tokens of a sequence: 4096, 128k (k is 1000), 128Ki.")]
 Batch = Annotated[int | None, typer.Option(help="Sequences prefilled or decoded together.")]
 Microbatch = Annotated[int | None, typer.Option(help="Sequences of a training microbatch.")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens a GPU brings to an exchange.")]
@@ -53,7 +74,9 @@ Dispatch = Annotated[str | None, typer.Option(help="Format of dispatched rows.")
 Combine = Annotated[str | None, typer.Option(help="Format of combined rows.")]
 Policy = Annotated[str | None, typer.Option(help="Sent once: copies, per-gpu or per-node.")]
 Optimizer = Annotated[str | None, typer.Option(help="Training state, such as adamw-fp32.")]
-GpuOption = Annotated[str | None, typer.Option("--gpu", help="GPU, or a TOML file with one.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", help="GPU, or a TOML file with one.", autocompletion=_gpus)
+]
 Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as $2/h.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document, and nothing else.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Tables as Markdown.")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from moeplan.errors import UserError, near_miss
 
-__all__ = ["Preset", "preset", "presets"]
+__all__ = ["Preset", "names", "preset", "presets"]
 
 _FOLDER = Path(__file__).parent / "data" / "models"
 _ALIASES = "aliases"
@@ -35,6 +35,11 @@ class Preset:
 def _aliases() -> dict[str, str]:
     with (_FOLDER / f"{_ALIASES}.toml").open("rb") as file:
         return dict(tomllib.load(file))
+
+
+def names() -> list[str]:
+    """Every name that `preset` takes, aliases too."""
+    return sorted({*_names(), *_aliases()})
 
 
 def _names() -> list[str]:
@@ -75,7 +80,7 @@ def preset(name: str) -> Preset:
         return _load(wanted)
     if wanted in _aliases():
         return _load(_aliases()[wanted])
-    hint = near_miss(wanted, [*_names(), *_aliases()])
+    hint = near_miss(wanted, names())
     raise UserError(f"preset {name!r} is unknown{hint}; `moeplan presets` lists them")
 
 

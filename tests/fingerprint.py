@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from moeplan.model.spec import ModelSpec
-from moeplan.quantity import plain
+from moeplan.quantity import Quantity, plain
 
 __all__ = ["fingerprint"]
 
@@ -26,10 +26,13 @@ def fingerprint(spec: ModelSpec) -> Fingerprint:
         )
         for group in spec.groups
     )
-    return groups, _values(spec.checkpoint, "source", "assumed"), plain(spec.max_context)
+    return (
+        groups,
+        _values(spec.checkpoint, "source", "assumed"),
+        None if spec.max_context is None else plain(spec.max_context),
+    )
 
 
 def _values(thing: Any, *without: str) -> tuple[tuple[str, Any], ...]:
-    return tuple(
-        (f.name, plain(getattr(thing, f.name))) for f in fields(thing) if f.name not in without
-    )
+    named = ((f.name, getattr(thing, f.name)) for f in fields(thing) if f.name not in without)
+    return tuple((name, v.value if isinstance(v, Quantity) else v) for name, v in named)

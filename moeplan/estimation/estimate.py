@@ -17,7 +17,7 @@ from moeplan.estimation.memory import kv_cache
 from moeplan.estimation.parameters import parameters
 from moeplan.estimation.scenario import Scenario
 from moeplan.model.spec import ModelSpec
-from moeplan.quantity import Later, Quantity
+from moeplan.quantity import Later, Quantity, plain
 
 __all__ = ["SCHEMA_VERSION", "Estimate"]
 
@@ -72,8 +72,16 @@ class Estimate:
             out.append(
                 {"symbol": "", "value": None, "unit": "", "why": self.spec.checkpoint.source}
             )
-        out += [{"symbol": "", "value": None, "unit": "", "why": n} for n in self.spec.notes]
+        reasons = [*self.spec.notes, *self._beyond()]
+        out += [{"symbol": "", "value": None, "unit": "", "why": why} for why in reasons]
         return out
+
+    def _beyond(self) -> list[str]:
+        """A context longer than the model was made for."""
+        longest, context = plain(self.spec.max_context), plain(self.scenario["context"])
+        if longest is None or is_array(context) or context <= longest:
+            return []
+        return [f"a context of {context:,} tokens is beyond the model's own {longest:,}"]
 
     def _given(self) -> Iterator[Quantity]:
         """Every given number that may stand behind a figure."""

@@ -87,12 +87,12 @@ def _stored(tensor: Tensor, fmt: Format, sizes: Mapping[str, Number]) -> Quantit
     )
 
 
-LayerBytes: TypeAlias = dict[tuple[int, str], Number]
-"""(id of a block, weight name) to bytes."""
+LayerBytes: TypeAlias = dict[tuple[int, int, str], Number]
+"""(id of a group, id of a block, weight name) to bytes; groups may share a block."""
 
 
 def layer_bytes(spec: ModelSpec) -> LayerBytes:
-    """Bytes of each tensor in one layer (mean over the layers of a group): (id(block), name)."""
+    """Bytes of each tensor in one layer, the mean over the layers of its group."""
     out: LayerBytes = {}
     for group in spec.groups:
         for block in group.blocks:
@@ -102,11 +102,11 @@ def layer_bytes(spec: ModelSpec) -> LayerBytes:
                 formats = _formats(spec, tensor)
                 if len(formats) == 1:
                     (fmt,) = formats
-                    out[id(block), weight.name] = evaluate(fmt.bytes, sizes)
+                    out[id(group), id(block), weight.name] = evaluate(fmt.bytes, sizes)
                     continue
                 layers = sum(formats.values())
                 stored = sum(n * evaluate(f.bytes, sizes) for f, n in formats.items())
-                out[id(block), weight.name] = stored / layers
+                out[id(group), id(block), weight.name] = stored / layers
     return out
 
 

@@ -17,7 +17,7 @@ from moeplan.cluster.hardware import Gpu
 from moeplan.estimation.fold import Line, Part, lines, over_groups
 from moeplan.estimation.memory import LayerBytes, layer_bytes
 from moeplan.model.formats import format_named
-from moeplan.model.ops import Op
+from moeplan.model.ops import Op, Weight
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.quantity import Later, Number, Quantity, Source, derive, evaluator, total
@@ -72,12 +72,16 @@ class Floor:
         moved = times * (ACTIVATION_BYTES * line.moved + self.cache_bytes * line.cached)
         for weight in line.op.weights:
             size = line.block.sizes[weight.name]
-            read = self.stored[id(line.block), weight.name] * line.uses / size.copies
+            read = self._stored(line, weight) * line.uses / size.copies
             moved = moved + read
             if self.backward:
                 moved = moved + read + GRADIENT_BYTES * size.elements
         flops = times * line.flops
         return flops / self.peak(line).value, moved / self.gpu.memory_bandwidth.value
+
+    def _stored(self, line: Line, weight: Weight) -> Number:
+        """Bytes of a weight in one layer, all its copies."""
+        return self.stored[id(line.group), id(line.block), weight.name]
 
     def peak(self, line: Line) -> Quantity:
         """The rate of a row's matmul: of its weights' format where the GPU has it, else bf16."""
@@ -97,7 +101,7 @@ class Floor:
         parts = [(name, line.quantity(f, "B")) for name, f in self.traffic_formulas(line.op)]
         for weight in line.op.weights:
             stored = Quantity.given(
-                self.stored[id(line.block), weight.name],
+                self._stored(line, weight),
                 "B",
                 "stored",
                 Source("config", f"{weight.name} as stored"),

@@ -51,9 +51,11 @@ def llama(c: Config) -> ModelSpec:
 
 
 def mistral(c: Config) -> ModelSpec:
-    """Read a Mistral config; a sliding window holds for every layer."""
+    """Read a Mistral config; a sliding window (null: none) holds for every layer."""
     hidden = c.int("hidden_size", symbol="D")
     window = c.optional("sliding_window", symbol="W")
+    if "sliding_window" not in c.data:
+        window = c.int("sliding_window", default=4096, symbol="W")
     scope = "window" if window is not None else "full"
     mixer = attention(c, hidden, grouped=True, W=window, scope=scope)
     return _dense(c, "mistral", hidden, {FULL: mixer})

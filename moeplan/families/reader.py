@@ -37,7 +37,7 @@ _IRRELEVANT = re.compile(
     |original_max_position_embeddings|initial_context_length|max_seq_(len|length)
     |max_sequence_length|max_window_layers|pretraining_tp|ep_size|chunk_size_feed_forward
     |attn_implementation|_attn_implementation|gradient_checkpointing|use_.*_kernels?|use_flash.*
-    |scale_embedding|.*_multiplier|logits_scaling|.*softcap.*|mscale.*|task_specific_params
+    |scale_embedding|(embedding|residual|attention|logits|output|mup)_multiplier.*|logits_scaling|.*softcap.*|mscale.*|task_specific_params
     |name_or_path|license|tags|temperature|top_p|do_sample|bad_words.*|is_decoder|prefix
     |finetuning_task|pruned_heads|tie_encoder_decoder|torchscript|moe_capacity.*|.*capacity.*
     |.*token_dropping|moe_drop_tokens|clip_qkv|.*swiglu_limit|rescale_.*|n_ctx
@@ -89,7 +89,11 @@ class Config:
 
     # ------------------------------------------------------------------ access
     def __contains__(self, key: str) -> bool:
-        return self.data.get(key) is not None
+        """Whether a key is present and not null; one that is not has been looked for."""
+        present = self.data.get(key) is not None
+        if not present:
+            self._absent.add(key)
+        return present
 
     def raw(self, *keys: str, default: Any = _MISSING) -> tuple[str, Any]:
         """The first of `keys` that is present and not null; all given must agree."""
@@ -249,7 +253,7 @@ class Config:
             meant = get_close_matches(key.lower(), sorted(self._absent), n=1, cutoff=0.8)
             inert = value is None or value is False or _same(value, 0) or value in ([], {}, "")
             known = _IRRELEVANT.match(key) is not None
-            bearing = _BEARING.search(key) is not None and not known
+            bearing = not known and _bears(key, value)
             if meant or (bearing and not inert):
                 hint = near_miss(key, meant or self.read - set(self.data))
                 raise self.fail(key, f"is {shown(value)}: this family does not read it{hint}")
@@ -264,6 +268,14 @@ class Config:
 def _same(a: Any, b: Any) -> bool:
     """Equal, and not a truth value on one side only (Python's True equals 1)."""
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
+
+
+def _bears(key: str, value: Any) -> bool:
+    """Whether a key, or one inside an unread object, names the shape of a model."""
+    if _BEARING.search(key):
+        return True
+    nested = value.items() if isinstance(value, Mapping) else ()
+    return any(isinstance(k, str) and _bears(k, v) for k, v in nested)
 
 
 def _printable(key: str) -> str:

@@ -165,6 +165,8 @@ class Attention(Block):
         """Projections, norms, rotary embedding, attention, gate, output projection."""
         rows: list[Op] = []
         for op, weight, bias in self._projections():
+            if self.cross and work.phase == "decode" and op != "q_proj":
+                continue  # the source's keys and values were projected once, before decoding
             tokens = "N" if op in ("k_proj", "v_proj") else "T"
             # the input is one tensor for the three projections: kept once, by the first
             kept: tuple[Kept, ...] = () if rows else (Kept("attn_input", "T*D", drop="norm"),)

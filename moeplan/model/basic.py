@@ -8,7 +8,7 @@ from moeplan.model.ops import Block, Component, Kept, Op, Weight, linear, pointw
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
 
-__all__ = ["Embedding", "Head", "Norm", "Projection", "Residual"]
+__all__ = ["Embedding", "Head", "Norm", "Projection", "Residual", "Scale"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +81,17 @@ class Residual(Block):
 
 @dataclass(frozen=True, eq=False)
 class Projection(Block):
-    """A plain linear map from I to O features per token (the MTP module's input projection)."""
+    """A plain linear map from I to O features per token (the MTP module's input projection).
+
+    times: applied to so many vectors of each token (residual streams).
+    """
 
     I: Number  # noqa: E741 - the field's usual letter for an input width
     O: Number  # noqa: E741
     name: str = "eh_proj"
     component: Component = "attention"
     bias: bool = False
+    times: Number = 1
 
     def weights(self) -> tuple[Weight, ...]:
         """The matrix [O, I] and its bias."""
@@ -98,8 +102,25 @@ class Projection(Block):
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """One matmul."""
         weight, *bias = self.weights()
-        kept = (Kept(f"{self.name}_input", "T*I"),)
-        return (linear(self.name, weight, bias=bias[0] if bias else None, kept=kept),)
+        kept = (Kept(f"{self.name}_input", "T*times*I"),)
+        offset = bias[0] if bias else None
+        return (linear(self.name, weight, bias=offset, rows="T*times", kept=kept),)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Block):
+    """A factor on the residual stream that is kept in the checkpoint and not trained (Gemma 4)."""
+
+    D: Number
+    name: str = "layer_scalar"
+
+    def weights(self) -> tuple[Weight, ...]:
+        """One number."""
+        return (Weight(self.name, ("1",), "norms", matmul=False, buffer=True),)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """One read and one write of the hidden state."""
+        return (pointwise("scale", "norms", "T*D", "T*D", weights=self.weights()),)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ else is equal in both models, so the two agree in every definition of active par
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
 
@@ -17,7 +17,7 @@ from moeplan.model.basic import Residual
 from moeplan.model.ffn import DenseFFN, MoE
 from moeplan.model.ops import Block, Weight
 from moeplan.model.spec import Group, ModelSpec
-from moeplan.quantity import Quantity, compile_formula, derive, evaluate, plain, total
+from moeplan.quantity import Quantity, compile_formula, derive, evaluate, total
 
 __all__ = ["Match", "dense_equivalent"]
 
@@ -36,8 +36,8 @@ def dense_equivalent(spec: ModelSpec, match: Match) -> ModelSpec | None:
     checkpoint stores them in the experts' format. Raises UserError for another `match`.
     """
     if match not in get_args(Match):
-        allowed = " or ".join(get_args(Match))
-        raise UserError(f"match is {match!r}: it must be {allowed}{near_miss(match, get_args(Match))}")
+        allowed, hint = " or ".join(get_args(Match)), near_miss(match, get_args(Match))
+        raise UserError(f"match is {match!r}: it must be {allowed}{hint}")
     if spec.moe is None:
         return None
     width = _width(spec, match)
@@ -69,7 +69,7 @@ def _width(spec: ModelSpec, match: Match) -> Quantity:
     )
 
 
-def _held(places: list[tuple[Group, Block]], held: Callable[[Weight], str]) -> Quantity:
+def _held(places: Sequence[tuple[Group, Block]], held: Callable[[Weight], str]) -> Quantity:
     """Trained parameters of blocks in all their layers."""
     return total([(group.name, _block(group, block, held)) for group, block in places], UNIT)
 

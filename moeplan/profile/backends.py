@@ -37,14 +37,14 @@ PhaseScope: TypeAlias = Callable[[str], AbstractContextManager[Any]]
 class Experts(NamedTuple):
     """The routed experts' weights and what they compute.
 
-    up_EHD: gate over up where gated ([E, 2F, D]), else up ([E, F, D]). weigh: whether a choice's
+    up_EHL: gate over up where gated ([E, 2F, L]), else up ([E, F, L]). weigh: whether a choice's
     weight multiplies the expert's output or, as in Llama 4, its input.
     """
 
-    up_EHD: Tensor
-    down_EDF: Tensor
+    up_EHL: Tensor
+    down_ELF: Tensor
     up_bias_EH: Tensor | None
-    down_bias_ED: Tensor | None
+    down_bias_EL: Tensor | None
     activation: Activation
     gated: bool
     weigh: Literal["output", "input"] = "output"
@@ -59,7 +59,7 @@ class Backend(Protocol):
     """What runs the routed experts.
 
     `experts` opens the phases permute, experts_gate_up (experts_up where not gated),
-    experts_activation, experts_down and combine, and returns [T, D] in x's dtype.
+    experts_activation, experts_down and combine, and returns [T, L] in x's dtype.
     """
 
     @property
@@ -74,7 +74,7 @@ class Backend(Protocol):
         """Why it cannot run these experts where they are, or None."""
 
     def experts(
-        self, x_TD: Tensor, selected: Selected, rows: Rows, experts: Experts, phase: PhaseScope
+        self, x_TL: Tensor, selected: Selected, rows: Rows, experts: Experts, phase: PhaseScope
     ) -> Tensor:
         """The weighted sum of each token's experts."""
 
@@ -87,48 +87,48 @@ class TorchBackend:
 
     def unfit(self, experts: Experts) -> str | None:
         """Grouped GEMMs need 16-byte strides, and have no fp64."""
-        dtype = experts.up_EHD.dtype
+        dtype = experts.up_EHL.dtype
         if dtype not in (torch.bfloat16, torch.float16, torch.float32):
             return f"grouped GEMMs do not run in {dtype}"
         unit = 16 // dtype.itemsize
-        for what, size in (("hidden size", experts.up_EHD.shape[2]),
-                           ("expert width", experts.down_EDF.shape[2])):  # fmt: skip
+        for what, size in (("width", experts.up_EHL.shape[2]),
+                           ("expert width", experts.down_ELF.shape[2])):  # fmt: skip
             if size % unit:
                 return f"grouped GEMMs need strides of 16 bytes: {what} {size} is no multiple of {unit}"
         return None
 
     def experts(
-        self, x_TD: Tensor, selected: Selected, rows: Rows, experts: Experts, phase: PhaseScope
+        self, x_TL: Tensor, selected: Selected, rows: Rows, experts: Experts, phase: PhaseScope
     ) -> Tensor:
         """Run the experts over rows sorted by expert, all in one grouped matmul each."""
         at_input = experts.weigh == "input"
         inside = selected.weights_TK if at_input else None
         # no name here holds the rows, so that without a backward pass each dies with its last use
-        y_RD = self.rows(_permuted(x_TD, inside, rows, phase), rows, experts, phase)
+        y_RL = self.rows(_permuted(x_TL, inside, rows, phase), rows, experts, phase)
         with phase("combine"):
             outside = None if at_input else selected.weights_TK
-            return functions.combine(y_RD, outside, rows.place_TK)
+            return functions.combine(y_RL, outside, rows.place_TK)
 
-    def rows(self, x_RD: Tensor, rows: Rows, experts: Experts, phase: PhaseScope) -> Tensor:
+    def rows(self, x_RL: Tensor, rows: Rows, experts: Experts, phase: PhaseScope) -> Tensor:
         """Each row through its expert; rows are sorted by expert."""
         with phase(experts.up_phase):
-            h_RH = functions.grouped_linear(x_RD, experts.up_EHD, rows.ends_E)
+            h_RH = functions.grouped_linear(x_RL, experts.up_EHL, rows.ends_E)
             if experts.up_bias_EH is not None:
                 h_RH = functions.add_bias(h_RH, experts.up_bias_EH, rows.expert_R, rows.ends_E)
-        del x_RD
+        del x_RL
         with phase("experts_activation"):
             a_RF = functions.activate(h_RH, experts.activation, experts.gated)
         del h_RH
         with phase("experts_down"):
-            y_RD = functions.grouped_linear(a_RF, experts.down_EDF, rows.ends_E)
-            if experts.down_bias_ED is not None:
-                y_RD = functions.add_bias(y_RD, experts.down_bias_ED, rows.expert_R, rows.ends_E)
-        return y_RD
+            y_RL = functions.grouped_linear(a_RF, experts.down_ELF, rows.ends_E)
+            if experts.down_bias_EL is not None:
+                y_RL = functions.add_bias(y_RL, experts.down_bias_EL, rows.expert_R, rows.ends_E)
+        return y_RL
 
 
-def _permuted(x_TD: Tensor, weights_TK: Tensor | None, rows: Rows, phase: PhaseScope) -> Tensor:
+def _permuted(x_TL: Tensor, weights_TK: Tensor | None, rows: Rows, phase: PhaseScope) -> Tensor:
     with phase("permute"):
-        return functions.permute(x_TD, weights_TK, rows.place_TK)
+        return functions.permute(x_TL, weights_TK, rows.place_TK)
 
 
 class ReferenceBackend:
@@ -139,31 +139,31 @@ class ReferenceBackend:
 
     def unfit(self, experts: Experts) -> str | None:
         """Runs everything but tensors without data, since it reads the choices back."""
-        return "the loop reads the choices back" if experts.up_EHD.is_meta else None
+        return "the loop reads the choices back" if experts.up_EHL.is_meta else None
 
     def experts(
-        self, x_TD: Tensor, selected: Selected, rows: Rows, experts: Experts, phase: PhaseScope
+        self, x_TL: Tensor, selected: Selected, rows: Rows, experts: Experts, phase: PhaseScope
     ) -> Tensor:
         """Run each expert over its tokens, one after the other."""
-        out_TD = torch.zeros_like(x_TD, dtype=torch.float32)
+        out_TL = torch.zeros_like(x_TL, dtype=torch.float32)
         at_input = experts.weigh == "input"
-        for e in range(experts.up_EHD.shape[0]):
+        for e in range(experts.up_EHL.shape[0]):
             with phase("permute"):
                 token_m, choice_m = torch.where(selected.ids_TK == e)
                 weight_m1 = selected.weights_TK[token_m, choice_m, None]
-                x_mD = x_TD[token_m].float()
+                x_mL = x_TL[token_m].float()
                 if at_input:
-                    x_mD = x_mD * weight_m1
+                    x_mL = x_mL * weight_m1
             with phase(experts.up_phase):
-                h_mH = F.linear(x_mD, experts.up_EHD[e].float(), _bias(experts.up_bias_EH, e))
+                h_mH = F.linear(x_mL, experts.up_EHL[e].float(), _bias(experts.up_bias_EH, e))
             with phase("experts_activation"):
                 a_mF = _plain_activation(h_mH, experts.activation, experts.gated)
             with phase("experts_down"):
-                y_mD = F.linear(a_mF, experts.down_EDF[e].float(), _bias(experts.down_bias_ED, e))
+                y_mL = F.linear(a_mF, experts.down_ELF[e].float(), _bias(experts.down_bias_EL, e))
             with phase("combine"):
-                weighed_mD = y_mD if at_input else y_mD * weight_m1
-                out_TD = out_TD.index_add(0, token_m, weighed_mD)
-        return out_TD.to(x_TD.dtype)
+                weighed_mL = y_mL if at_input else y_mL * weight_m1
+                out_TL = out_TL.index_add(0, token_m, weighed_mL)
+        return out_TL.to(x_TL.dtype)
 
 
 def _bias(bias_EN: Tensor | None, e: int) -> Tensor | None:

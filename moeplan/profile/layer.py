@@ -17,20 +17,26 @@ documentation and compile for sm_90; they have not been run on a GPU yet.
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from typing import overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moeplan.errors import UserError
-from moeplan.model.ffn import MoE, Routing
+from moeplan.model.ffn import MoE
 from moeplan.model.workload import Workload
 from moeplan.profile import functions
 from moeplan.profile.activations import activation_named
 from moeplan.profile.backends import Experts, backend_named
 from moeplan.profile.phases import PhaseHook, Phases
-from moeplan.profile.routing import check_known, rows_per_expert, select, sort_rows
+from moeplan.profile.routing import (
+    Rows,
+    Selected,
+    check_known,
+    rows_per_expert,
+    select,
+    sort_rows,
+)
 
 __all__ = ["Layer", "phase_names"]
 
@@ -53,6 +59,8 @@ class Layer(nn.Module):
     sizes that the backend cannot run.
     """
 
+    selection_bias_E: Tensor | None
+
     def __init__(
         self,
         block: MoE,
@@ -68,42 +76,40 @@ class Layer(nn.Module):
         self.backend = backend_named(backend)
         self.phase_names = phase_names(block)
         self.activation = activation_named(block.activation)
-        sizes = block.values
-        self.k, self.D = int(sizes["k"]), int(sizes["D"])
-        self._make_weights(torch.device(device), dtype, seed)
+        sizes = {name: int(value) for name, value in block.values.items()}
+        self.k, self.D = sizes["k"], sizes["D"]
+        self._make_weights(sizes, torch.device(device), dtype, seed)
         unfit = self.backend.unfit(self.experts)
         if unfit is not None:
             raise UserError(f"backend {backend!r} cannot run this layer: {unfit}")
 
-    def _make_weights(self, device: torch.device, dtype: torch.dtype, seed: int) -> None:
-        block, values = self.block, self.block.values
-        D, E, F_ = (int(values[name]) for name in ("D", "E", "F"))
-        H, L = 2 * F_ if block.gated else F_, int(values.get("Dl", D))
+    def _make_weights(
+        self, sizes: dict[str, int], device: torch.device, dtype: torch.dtype, seed: int
+    ) -> None:
+        block, D, E, F_ = self.block, sizes["D"], sizes["E"], sizes["F"]
+        H, L, S = 2 * F_ if block.gated else F_, sizes.get("Dl", D), sizes.get("Fs", 0)
+        G, latent, shared = 2 * S if block.gated else S, block.Dl is not None, block.Fs is not None
         generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
-        def weight(*shape: int, fan_in: int = 0, wanted: bool = True) -> nn.Parameter | None:
-            if not wanted:
-                return None
+        def random(*shape: int, fan_in: int = 0) -> nn.Parameter:
             made = torch.empty(shape, device=device, dtype=dtype)
-            made.normal_(0, (fan_in or shape[-1]) ** -0.5, generator=generator)
-            return nn.Parameter(made)
+            return nn.Parameter(made.normal_(0, (fan_in or shape[-1]) ** -0.5, generator=generator))
 
-        self.router_ED = weight(E, D)
-        self.router_bias_E = weight(E, fan_in=D, wanted=block.router_bias)
-        self.up_EHL, self.down_ELF = weight(E, H, L), weight(E, L, F_)
-        self.up_bias_EH = weight(E, H, fan_in=L, wanted=block.expert_bias)
-        self.down_bias_EL = weight(E, L, fan_in=F_, wanted=block.expert_bias)
-        latent, shared, S = block.Dl is not None, block.Fs is not None, int(values.get("Fs", 0))
-        self.into_LD = weight(L, D, wanted=latent)
-        self.into_bias_L = weight(L, fan_in=D, wanted=latent and block.latent_bias)
-        self.out_of_DL = weight(D, L, wanted=latent)
-        self.out_of_bias_D = weight(D, fan_in=L, wanted=latent and block.latent_bias)
-        G = 2 * S if block.gated else S
-        self.shared_up_GD = weight(G, D, wanted=shared)
-        self.shared_up_bias_G = weight(G, fan_in=D, wanted=shared and block.shared_bias)
-        self.shared_down_DS = weight(D, S, wanted=shared)
-        self.shared_down_bias_D = weight(D, fan_in=S, wanted=shared and block.shared_bias)
-        self.shared_gate_1D = weight(1, D, wanted=block.shared_gate)
+        def where(wanted: bool, *shape: int, fan_in: int = 0) -> nn.Parameter | None:
+            return random(*shape, fan_in=fan_in) if wanted else None
+
+        self.router_ED = random(E, D)
+        self.router_bias_E = where(block.router_bias, E, fan_in=D)
+        self.up_EHL, self.down_ELF = random(E, H, L), random(E, L, F_)
+        self.up_bias_EH = where(block.expert_bias, E, H, fan_in=L)
+        self.down_bias_EL = where(block.expert_bias, E, L, fan_in=F_)
+        self.into_LD, self.out_of_DL = where(latent, L, D), where(latent, D, L)
+        self.into_bias_L = where(latent and block.latent_bias, L, fan_in=D)
+        self.out_of_bias_D = where(latent and block.latent_bias, D, fan_in=L)
+        self.shared_up_GD, self.shared_down_DS = where(shared, G, D), where(shared, D, S)
+        self.shared_up_bias_G = where(shared and block.shared_bias, G, fan_in=D)
+        self.shared_down_bias_D = where(shared and block.shared_bias, D, fan_in=S)
+        self.shared_gate_1D = where(block.shared_gate, 1, D)
         selection_bias_E = None
         if block.routing.selection_bias:
             selection_bias_E = torch.empty(E, device=device, dtype=torch.float32)
@@ -114,18 +120,19 @@ class Layer(nn.Module):
     def experts(self) -> Experts:
         """The routed experts, as backends take them."""
         return Experts(
-            self.up_EHD,
-            self.down_EDF,
+            self.up_EHL,
+            self.down_ELF,
             self.up_bias_EH,
-            self.down_bias_ED,
+            self.down_bias_EL,
             self.activation,
             self.block.gated,
-            getattr(self.block.routing, "weigh", "output"),
+            self.block.routing.weigh,
         )
 
     def as_reference(self) -> Layer:
         """The same layer in fp32 with the `reference` backend; a copy of all weights."""
-        twin = Layer(self.block, backend="reference", dtype=torch.float32, device=self.router_ED.device)
+        device = self.router_ED.device
+        twin = Layer(self.block, backend="reference", dtype=torch.float32, device=device)
         twin.load_state_dict({name: value.float() for name, value in self.state_dict().items()})
         return twin
 
@@ -136,63 +143,71 @@ class Layer(nn.Module):
             return x_TD
         return x_TD.normal_(generator=torch.Generator(x_TD.device).manual_seed(seed))
 
-    @overload
-    def forward(
-        self,
-        x_TD: Tensor,
-        phase_hook: PhaseHook | None = ...,
-        routing_override: Tensor | None = ...,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        x_TD: Tensor,
-        phase_hook: PhaseHook | None = ...,
-        routing_override: Tensor | None = ...,
-        *,
-        return_rows: bool,
-    ) -> tuple[Tensor, Tensor]: ...
-
     def forward(
         self,
         x_TD: Tensor,
         phase_hook: PhaseHook | None = None,
         routing_override: Tensor | None = None,
-        *,
-        return_rows: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The layer's output [T, D]; with return_rows also the rows per expert, int32 [E].
+    ) -> Tensor:
+        """The layer's output, [T, D].
 
         phase_hook: told of every phase, forward and backward (see `phases`). routing_override:
         int64 expert ids [T, K], distinct in each token, to use in place of the router's choice;
         the router is computed all the same, and gives their weights.
         """
-        phases = Phases(self.phase_names, phase_hook)
-        rule: Routing = self.block.routing
+        return self._run(x_TD, phase_hook, routing_override)[0]
+
+    def run(
+        self,
+        x_TD: Tensor,
+        phase_hook: PhaseHook | None = None,
+        routing_override: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The output as `forward` gives it, and the rows of each expert, int32 [E]."""
+        y_TD, rows = self._run(x_TD, phase_hook, routing_override)
+        return y_TD, rows_per_expert(rows)
+
+    def _run(
+        self, x_TD: Tensor, hook: PhaseHook | None, override_TK: Tensor | None
+    ) -> tuple[Tensor, Rows]:
+        phases = Phases(self.phase_names, hook)
         with phases("router"):
             logits_TE = functions.router_logits(x_TD, self.router_ED, self.router_bias_E)
         with phases("select"):
-            selected = select(logits_TE, rule, self.k, self.selection_bias_E, routing_override)
+            rule, bias_E = self.block.routing, self.selection_bias_E
+            selected = select(logits_TE, rule, self.k, bias_E, override_TK)
             del logits_TE
             rows = sort_rows(selected.ids_TK, self.router_ED.shape[0])
-        y_TD = self.backend.experts(x_TD, selected, rows, self.experts, phases)
+        y_TD = self._routed(x_TD, selected, rows, phases)
         if self.block.Fs is not None:
             y_TD = self._with_shared(x_TD, y_TD, phases)
         phases.finish(y_TD)
-        return (y_TD, rows_per_expert(rows)) if return_rows else y_TD
+        return y_TD, rows
+
+    def _routed(self, x_TD: Tensor, selected: Selected, rows: Rows, phase: Phases) -> Tensor:
+        """The routed experts, inside their latent where they have one."""
+        if self.into_LD is None or self.out_of_DL is None:
+            return self.backend.experts(x_TD, selected, rows, self.experts, phase)
+        with phase("latent_down"):
+            x_TL = F.linear(x_TD, self.into_LD, self.into_bias_L)
+        y_TL = self.backend.experts(x_TL, selected, rows, self.experts, phase)
+        del x_TL
+        with phase("latent_up"):
+            return F.linear(y_TL, self.out_of_DL, self.out_of_bias_D)
 
     def _with_shared(self, x_TD: Tensor, y_TD: Tensor, phase: Phases) -> Tensor:
         """Add the shared experts' output to the routed ones'."""
+        assert self.shared_up_GD is not None
+        assert self.shared_down_DS is not None
         with phase("shared_gate_up" if self.block.gated else "shared_up"):
-            h_TG = F.linear(x_TD, self.shared_up_GD)
+            h_TG = F.linear(x_TD, self.shared_up_GD, self.shared_up_bias_G)
         with phase("shared_activation"):
             a_TS = functions.activate(h_TG, self.activation, self.block.gated)
         del h_TG
         with phase("shared_down"):
-            shared_TD = F.linear(a_TS, self.shared_down_DS)
+            shared_TD = F.linear(a_TS, self.shared_down_DS, self.shared_down_bias_D)
         del a_TS
-        if self.block.shared_gate:
+        if self.shared_gate_1D is not None:
             with phase("shared_gate"):
                 gate_T1 = F.linear(x_TD, self.shared_gate_1D).sigmoid()
                 shared_TD = shared_TD * gate_T1

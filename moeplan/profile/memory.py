@@ -81,12 +81,13 @@ class _Walk:
         self.block, self.w, self.eager, self.half = block, element, not kernels, element < _FP32
         self.weigh_input = getattr(block.routing, "weigh", "output") == "input"
         self.env: Mapping[str, Number] = block.environment(work)
-        self.TD, self.TE = self.env["T"] * self.env["D"], self.env["T"] * self.env["E"]
-        self.ED, self.R = self.env["E"] * self.env["D"], self.env["T"] * self.env["k"]
+        self.T, width = self.env["T"], self.env.get("Dl", self.env["D"])
+        self.TD, self.TL, self.TE = (self.T * n for n in (self.env["D"], width, self.env["E"]))
+        self.ED, self.R = self.env["E"] * self.env["D"], self.T * self.env["k"]
         self.ops = {op.name: op for op in block.rows(work) if op.kind != "exchange"}
-        routed = [name for name in self.ops if name.startswith("experts_")]
         shared = [name for name in self.ops if name.startswith("shared_")]
-        self.chains = [["permute", *routed, "combine"], shared]
+        routed = [name for name in self.ops if name not in ("router", "select", *shared)]
+        self.chains = [routed, shared]  # each row reads what the one before it made, or x
         weights = sum(self._weight(weight) for weight in block.weights())
         self.memory = PeakMemory(weights, self.TD * element)
         self.alive: dict[str, Number] = {"weights": weights, "x": self.TD * element}
@@ -123,10 +124,14 @@ class _Walk:
                 if before is not None and not (keep and self._keeps_input(name)):
                     del self.alive[before]
                 before = name
+        *_, output = (name for chain in self.chains for name in chain)
         if self.chains[1]:
-            del self.alive["combine"]  # added to the shared experts' output
-        held = ("weights", "x", "d_y", "shared_add" if self.chains[1] else "combine")
-        self.memory.kept = sum(size for name, size in self.alive.items() if name not in held)
+            del self.alive[self.chains[0][-1]]  # added to the shared experts' output
+        held = ("weights", "x", "d_y", output)
+        if keep:
+            self.alive["routing"] = self._kept_of_routing()
+            self.alive["gate"] = self.T * self.w if self.block.shared_gate else 0
+            self.memory.kept = sum(size for name, size in self.alive.items() if name not in held)
 
     def _route(self, keep: bool) -> None:
         """The router's fp32 logits and scores, then the choices and the rows' order."""
@@ -137,18 +142,31 @@ class _Walk:
         order = self.R * (_INT64 + _INT16) + _INT32 * self.env["E"]
         sorting = self.R * (_INT16 + 2 * _INT64)  # keys, their order, a running index
         self._note("forward", "select", 2 * logits + choices + order + sorting)
-        self.alive["choices"], self.alive["order"] = choices, order
+        self.alive["routing"] = choices + order
         if keep:
-            self.alive["scores"] = logits
+            unused = 0 if self.block.expert_bias else self.R * _INT16
+            self.alive["routing"] = self._kept_of_routing() + unused
+
+    def _kept_of_routing(self) -> Number:
+        """Scores, choices and order that the backward pass of the router and the rows reads."""
+        rule, scores = self.block.routing, _FP32 * self.TE
+        if rule.score == "sqrtsoftplus":
+            scores = 2 * scores  # what softplus read and what the root gave
+        if rule.score == "sparsemixer":  # in each round: a mask, a softmax, the choice twice
+            scores = self.env["k"] * (scores + self.TE)
+        kept = scores + self.R * (_INT64 + _FP32) + self.R * _INT64 + _INT32 * self.env["E"]
+        if rule.renormalise and rule.score not in ("softmax_topk", "sparsemixer"):
+            kept = kept + self.R * _FP32 + self.T * _FP32  # weights before, and their sums
+        return kept + (self.R * _INT16 if self.block.expert_bias else 0)
 
     def _needs_forward(self, name: str) -> Number:
         """Temporaries of a row in plain torch, its output not among them."""
         if not self.eager:
             return 0
         if name == "combine":
-            return self.TD * self._gather_sum(weighed=not self.weigh_input)
+            return self.TL * self._gather_sum(weighed=not self.weigh_input)
         if name == "permute":
-            return self.TD * (_FP32 + self.w) if self.weigh_input else 0
+            return self.TL * (_FP32 + self.w) if self.weigh_input else 0
         if name.endswith("activation"):
             clamped = activation_named(self.block.activation).limit is not None
             return 2 * self._output(name) if clamped else 0
@@ -172,7 +190,11 @@ class _Walk:
                 self._step_back(chain[place], chain[place - 1] if place else None)
             del self.alive["d_output"]
         self._note("backward", "select", 2 * _FP32 * self.TE)
-        copies = _FP32 * (2 * self.TD + self.ED) if self.eager and self.half else 0
+        copies: Number = 0
+        if self.eager and self.half:  # of x and the weights, then of either gradient in fp32
+            of_weights = self.ED * (_FP32 + self.w)
+            copies = _FP32 * (self.TD + self.ED) + _larger(_FP32 * self.TD, of_weights)
+            copies = copies - self.ED * self.w
         gradients = self.TD * self.w + self._weight_gradients("router")
         self._note("backward", "router", _FP32 * self.TE + copies + gradients)
 
@@ -188,6 +210,10 @@ class _Walk:
             self.alive["d_x"] = self.TD * self.w  # one buffer, added up
         if before is not None and self._keeps_input(name):
             del self.alive[before]
+        weighed = "permute" if self.weigh_input else "combine"
+        if name == weighed and self.block.routing.score == "softmax_topk":
+            # the weights' gradients wait; other scores give the weights back for them
+            self.alive["routing"] = self.alive["routing"] + self.R * _FP32
         self.alive["d_output"] = d_input if before is not None else 0
 
     def _weight_gradients(self, name: str) -> Number:
@@ -200,9 +226,12 @@ class _Walk:
         if not self.eager:
             return 0
         if name == "combine":
-            return 0 if self.weigh_input else self.TD * (_FP32 + (self.w if self.half else 0))
+            copy = self.TL * (_FP32 + (self.w if self.half else 0))
+            return 0 if self.weigh_input else copy + self.R * _FP32
+        if name == "permute" and self.weigh_input:
+            return self.TL * (2 * _FP32 + self.w if self.half else _FP32) + self.R * _FP32
         if name == "permute":
-            return self.TD * self._gather_sum(weighed=self.weigh_input)
+            return self.TL * self._gather_sum(weighed=False)
         if name.endswith("activation"):
             clamped = activation_named(self.block.activation).limit is not None
             return (4 if clamped else 2) * self._output(name) if self.block.gated else 0

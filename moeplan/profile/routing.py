@@ -15,7 +15,15 @@ from torch import Tensor
 from moeplan.errors import UserError
 from moeplan.model.ffn import Routing
 
-__all__ = ["SPARSEMIXER_JITTER", "Rows", "Selected", "rows_per_expert", "select", "sort_rows"]
+__all__ = [
+    "SPARSEMIXER_JITTER",
+    "Rows",
+    "Selected",
+    "check_known",
+    "rows_per_expert",
+    "select",
+    "sort_rows",
+]
 
 SPARSEMIXER_JITTER = 0.01
 """router_jitter_noise of Phi-3.5-MoE (transformers' PhimoeConfig): SparseMixer drops experts whose

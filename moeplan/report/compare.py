@@ -167,23 +167,24 @@ def _conditions(estimates: Sequence[Estimate]) -> str:
         return " / ".join(dict.fromkeys(setting(e, name) for e in estimates))
 
     text = (
-        f"Context of {used('context')} tokens, batch {used('batch')}, {used('attention')} attention, cache "
-        f"in {used('cache')}, training state {used('optimizer')}. Times and costs are floors of "
-        f"one {used('gpu')}, the datasheet reached in full, with no exchange between GPUs."
+        f"Context of {used('context')} tokens, batch {used('batch')}, {used('attention')} "
+        f"attention, cache in {used('cache')}, training state {used('optimizer')}. Times and costs "
+        f"are floors of one {used('gpu')}, the datasheet reached in full, with no exchange between "
+        "GPUs."
     )
     if any(e.tree["all_to_all"] is not None for e in estimates):
         text += (
-            " All-to-all: what a token sends in all MoE layers of a forward pass, dispatch and combine, in "
-            f"{used('dispatch')} and {used('combine')}, nodes of {used('node')} GPUs, "
+            " All-to-all: what a token sends in all MoE layers of a forward pass, dispatch and "
+            f"combine, in {used('dispatch')} and {used('combine')}, nodes of {used('node')} GPUs, "
             f"{used('policy')} policy; rows forwarded inside a node count as in node."
         )
     return text
 
 
 def setting(e: Estimate, name: str) -> str:
-    """A setting of the scenario as text; the GPU by its full id."""
-    known = {"gpu": e.gpu.id, "cache": e.tree["kv_cache"]["format"]}
-    value = known.get(name) or plain(e.scenario[name])
+    """A setting in force, as text: the GPU by its full id, the cache in the format it has."""
+    resolved = {"gpu": e.gpu.id, "cache": e.tree["kv_cache"]["format"]}
+    value = resolved.get(name, plain(e.scenario[name]))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -227,5 +228,3 @@ def _apart(pairs: Iterable[tuple[str, Estimate]]) -> list[str]:
         if any(group.role == "encoder" for group in e.spec.groups):
             out.append(f"{name}: its encoder reads as many tokens as the context.")
     return out
-
-

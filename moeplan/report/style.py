@@ -89,6 +89,7 @@ RC: Mapping[str, Any] = {
     "lines.markersize": 5.5,
     "svg.fonttype": "path",
     "svg.hashsalt": "moeplan",
+    "text.parse_math": False,  # a model's name may hold a dollar sign
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
 }

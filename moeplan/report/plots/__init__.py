@@ -72,7 +72,8 @@ def draw(
     for wanted in formats:
         if wanted not in FORMATS:
             hint = near_miss(wanted, FORMATS)
-            raise UserError(f"plot format {wanted!r} is unknown: allowed are {', '.join(FORMATS)}{hint}")
+            allowed = " and ".join(FORMATS)
+            raise UserError(f"plot format {wanted!r} is unknown: allowed are {allowed}{hint}")
     left_out, into = skipped(single(estimates)), Path(folder)
     files = []
     try:
@@ -87,7 +88,10 @@ def draw(
 
 def _save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
     """Write a figure without the date and the library's version, which would change the bytes."""
-    bare: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    bare: dict[str, dict[str, Any]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+    }
     files = []
     with look():
         for kind in formats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moeplan.estimation.estimate import Estimate
@@ -43,17 +43,16 @@ def plot_flops(estimates: Sequence[Estimate]) -> Figure:
         sheet = Sheet(estimates, 10, _height(len(estimates)))
         left, right = sheet.figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         parts = [flops_parts(e) for e in estimates]
-        unit, name = _scale(max(sum(p.values()) for p in parts), "FLOP")
-        _stack(left, sheet.names, [{k: v / unit for k, v in p.items()} for p in parts])
-        _end_labels(left, [sum(p.values()) / unit for p in parts], [fmt_flops(sum(p.values())) for p in parts])
-        left.set_xlabel(f"forward FLOPs per token ({name})")
+        _, word = _sums(left, sheet.names, parts, "FLOP", fmt_flops)
+        left.set_xlabel(f"forward FLOPs per token ({word})")
         _shares(right, sheet.names, parts)
         right.set_xlabel("share of the model's FLOPs (%)")
         return sheet.finish(
             "Forward FLOPs per token by component",
             _largest(sheet.names, parts),
-            f"Context {used(estimates, 'context')} tokens, {used(estimates, 'attention')} attention,"
-            " mean over the sequence; 2 FLOPs a multiply-add; norms and activations are not counted.",
+            f"Context {used(estimates, 'context')} tokens, {used(estimates, 'attention')} "
+            "attention, mean over the sequence; 2 FLOPs a multiply-add; norms and activations are "
+            "not counted.",
             _keys(parts),
         )
 
@@ -62,25 +61,36 @@ def plot_memory(estimates: Sequence[Estimate]) -> Figure:
     """Memory of serving and of training state by part, against the capacity of whole GPUs."""
     with look():
         sheet = Sheet(estimates, 10, _height(len(estimates)) + 0.3)
-        axes = sheet.figure.subplots(1, 2, sharey=True)
-        serving, training = [memory_parts(e) for e in estimates], [training_parts(e) for e in estimates]
-        for ax, parts, title in zip(
-            axes, (serving, training), ("serving: weights and cache", "training state"), strict=True
+        left, right = sheet.figure.subplots(1, 2, sharey=True)
+        serving = [memory_parts(e) for e in estimates]
+        training = [training_parts(e) for e in estimates]
+        for ax, parts, what in (
+            (left, serving, "serving: weights and cache"),
+            (right, training, "training state"),
         ):
-            sums = [sum(p.values()) for p in parts]
-            unit, name = _scale(max(sums), "B")
-            _stack(ax, sheet.names, [{k: v / unit for k, v in p.items()} for p in parts])
-            _end_labels(ax, [s / unit for s in sums], [fmt_bytes(s) for s in sums])
-            ax.set_xlabel(f"{title} ({name})")
-            _capacity(ax, estimates, unit)
+            unit, word = _sums(ax, sheet.names, parts, "B", fmt_bytes)
+            ax.set_xlabel(f"{what} ({word})")
+            _capacity(ax, estimates, unit, word)
         return sheet.finish(
             "Memory by part, against the GPU's capacity",
             _fits(sheet.names, estimates),
             f"Cache of batch {used(estimates, 'batch')} x {used(estimates, 'context')} tokens in "
-            f"{used(estimates, 'cache')}; weights as stored; training state {used(estimates, 'optimizer')} of all "
-            "parameters, undivided, without activations. Dashed: what whole GPUs hold.",
+            f"{used(estimates, 'cache')}; weights as stored; training state "
+            f"{used(estimates, 'optimizer')} of all parameters, undivided, without activations. "
+            "Dashed: what whole GPUs hold.",
             _keys(serving + training),
         )
+
+
+def _sums(
+    ax: Axes, names: Sequence[str], parts: Sequence[Parts], unit: str, write: Callable[[float], str]
+) -> tuple[float, str]:
+    """Stacked bars with their sums at the ends; returns the axis's unit as a number and a word."""
+    sums = [sum(p.values()) for p in parts]
+    size, word = _scale(max(sums), unit)
+    _stack(ax, names, [{k: v / size for k, v in p.items()} for p in parts])
+    _end_labels(ax, [s / size for s in sums], [write(s) for s in sums])
+    return size, word
 
 
 def _height(bars: int) -> float:
@@ -159,22 +169,23 @@ def _keys(parts: Sequence[Parts]) -> list[Patch]:
 
 def _largest(names: Sequence[str], parts: Sequence[Parts]) -> str:
     """Which component takes most of each model's FLOPs."""
-    found = []
+    found: dict[str, list[str]] = {}
     for name, part in zip(names, parts, strict=True):
         key = max(part, key=lambda k: part[k])
         share = part[key] / sum(part.values())
-        found.append((share, f"{name} {PART_STYLES[key].label} {share:.0%}"))
-    return f"Largest part: {few(found)}."
+        found.setdefault(PART_STYLES[key].label, []).append(f"{name} ({share:.0%})")
+    said = "; ".join(f"{part} in {', '.join(models)}" for part, models in found.items())
+    return f"Largest part: {said}."
 
 
-def _capacity(ax: Axes, estimates: Sequence[Estimate], unit: float) -> None:
-    """Dashed lines at 1, 2, 4, ... GPUs: the few that fall on the axis with room for their names."""
+def _capacity(ax: Axes, estimates: Sequence[Estimate], unit: float, word: str) -> None:
+    """Dashed lines at 1, 2, 4, ... GPUs: the last few on the axis, which have room for names."""
     held = {e.gpu.id: e.gpu.memory_bytes.value / unit for e in estimates}
     gpu, one = max(held.items(), key=lambda item: item[1])
     most = ax.get_xlim()[1]
     if one > most * 6:
         ax.text(
-            1, 1.01, f"one {gpu} holds {one:,.0f}: off the axis", transform=ax.transAxes,
+            1, 1.01, f"one {gpu} holds {one:,.4g} {word}: off the axis", transform=ax.transAxes,
             ha="right", va="bottom", size=8, color=INK,
         )  # fmt: skip
         return

@@ -49,7 +49,8 @@ def cache_curve(e: Estimate) -> Curve:
     own = [plain(e.scenario["context"]), _most(e)]
     extra = [float(x) for x in own if x is not None and first <= x <= last]
     contexts = np.unique(np.concatenate([grid, extra]))
-    found = kv_cache(e.spec, e.tree["kv_cache"]["format"], e.scenario["batch"], contexts)["bytes"].value
+    stored, batch = e.tree["kv_cache"]["format"], e.scenario["batch"]
+    found = kv_cache(e.spec, stored, batch, contexts)["bytes"].value
     return Curve(contexts, np.broadcast_to(np.asarray(found, dtype=np.float64), contexts.shape))
 
 
@@ -79,8 +80,8 @@ def plot_kv_cache(estimates: Sequence[Estimate]) -> Figure:
         return sheet.finish(
             "KV cache and state against context",
             _growth(sheet.names, estimates),
-            f"Cache in {used(estimates, 'cache')}, batch {used(estimates, 'batch')}; windows, shared "
-            "keys and values, and fixed states as each model has them.",
+            f"Cache in {used(estimates, 'cache')}, batch {used(estimates, 'batch')}; windows, "
+            "shared keys and values, and fixed states as each model has them.",
             lines,
         )
 
@@ -200,13 +201,14 @@ def plot_all_to_all(estimates: Sequence[Estimate]) -> Figure:
             ax.set_title(title)
         near.set_ylabel(f"sent per token, forward, all MoE layers ({word})")
         dense = [n for n, c in zip(sheet.names, curves, strict=True) if c is None]
+        not_shown = f" Dense, not shown: {', '.join(dense)}." if dense else ""
         return sheet.finish(
             "All-to-all bytes per token against expert parallelism",
             _sent(sheet.names, estimates),
             f"Dispatch in {used(estimates, 'dispatch')}, combine in {used(estimates, 'combine')}; "
-            f"{used(estimates, 'policy')} policy, nodes of {used(estimates, 'node')} GPUs, balanced "
-            "routing; degrees that divide the experts and fit the node. Rows forwarded inside a node "
-            "for other nodes count as inside." + (f" Dense, not shown: {', '.join(dense)}." if dense else ""),
+            f"{used(estimates, 'policy')} policy, nodes of {used(estimates, 'node')} GPUs, "
+            "balanced routing; degrees that divide the experts and fit the node. Rows forwarded "
+            f"inside a node for other nodes count as inside.{not_shown}",
             lines,
         )
 

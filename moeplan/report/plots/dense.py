@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from moeplan.estimation.estimate import Estimate
 from moeplan.report.beside import Beside, beside_dense
 from moeplan.report.columns import ratio
-from moeplan.report.compare import labels, single
-from moeplan.report.plots.sheet import Sheet, few, log_axis, look, used
+from moeplan.report.plots.sheet import Sheet, few, log_axis, look, short_names, used
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_time
 
 if TYPE_CHECKING:
@@ -41,11 +40,15 @@ class _Panel(NamedTuple):
     write: Callable[[float], str]
 
 
+def _bare_flops(value: float) -> str:
+    return fmt_flops(value).removesuffix("FLOP")
+
+
 def _panels(batches: tuple[int, int]) -> list[_Panel]:
     one, many = batches
     return [
         _Panel("parameters", lambda b: b.parameters, fmt_count),
-        _Panel("forward FLOPs per token", lambda b: b.flops, lambda n: fmt_flops(n).removesuffix("FLOP")),
+        _Panel("forward FLOPs per token", lambda b: b.flops, _bare_flops),
         _Panel("weights in memory (bytes)", lambda b: b.weights, fmt_bytes),
         _Panel(f"decode step, batch {one:,} (s)", lambda b: b.decode[0], fmt_time),
         _Panel(f"decode step, batch {many:,} (s)", lambda b: b.decode[1], fmt_time),
@@ -55,9 +58,10 @@ def _panels(batches: tuple[int, int]) -> list[_Panel]:
 def plot_dense(estimates: Sequence[Estimate]) -> Figure:
     """Small multiples on logarithmic axes: a row for each MoE, three markers in it."""
     with look():
-        both = [(n, beside_dense(e)) for n, e in zip(labels(single(estimates)), estimates, strict=True)]
-        dense = [name for name, found in both if not found]
-        both = [(name, found) for name, found in both if found]
+        names = short_names(estimates)
+        every = [(name, beside_dense(e)) for name, e in zip(names, estimates, strict=True)]
+        both = [(name, found) for name, found in every if found]
+        dense = ", ".join(name for name, found in every if not found)
         panels = _panels(both[0][1][0].batches)
         sheet = Sheet(estimates, 13, 1.1 + 0.4 * len(both))
         axes = sheet.figure.subplots(1, len(panels), sharey=True)
@@ -72,7 +76,7 @@ def plot_dense(estimates: Sequence[Estimate]) -> Figure:
             "parameters equal. Decode: floor of a step on one GPU taken to hold all weights, at "
             f"{used(estimates, 'context')} tokens of context; at batch 1 an MoE reads its active "
             "experts only, a larger batch reaches ever more of them."
-            + (f" Dense, not shown: {', '.join(dense)}." if dense else ""),
+            + (f" Dense, not shown: {dense}." if dense else ""),
             _keys(),
         )
 
@@ -89,7 +93,7 @@ def _draw(ax: Axes, panel: _Panel, models: Sequence[Sequence[Beside]]) -> None:
                 gid=f"{beside.kind} {place}", zorder=3,
             )  # fmt: skip
     flat = [value for row in values for value in row]
-    log_axis(ax, "x", flat, panel.write)
+    log_axis(ax.xaxis, flat, panel.write)
     ax.set_title(panel.title)
     ax.tick_params(axis="y", length=0)
 

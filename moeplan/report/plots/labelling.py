@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from moeplan.report.plots.sheet import renderer
 from moeplan.report.style import INK
 
 if TYPE_CHECKING:
@@ -33,12 +34,7 @@ def label_points(
     Names take the nearest free place around their point, the most crowded points first; where no
     place is free, the one that covers least. Returns the annotations in the order of the points.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure = ax.figure.figure
-    assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    scale = figure.dpi / 72
+    scale = ax.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     middles = [tuple(ax.transData.transform(point)) for point in points]
     taken = [*obstacles, *(_around(x, y, _MARKER * scale) for x, y in middles)]
     out: list[Any] = [None] * len(names)
@@ -55,7 +51,7 @@ def label_points(
             arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "shrinkB": 3},
         )
         text.set_in_layout(False)
-        box = text.get_window_extent(renderer)
+        box = text.get_window_extent(renderer(ax))
         wide, tall = box.width / scale, box.height / scale
         offset = _place(ax, middles[index], (wide, tall), taken, scale)
         text.set_position(offset)
@@ -133,9 +129,9 @@ def _common(one: Bbox, other: Bbox) -> float:
     """Area that two boxes share."""
     wide = min(one.x1, other.x1) - max(one.x0, other.x0)
     tall = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return max(0.0, wide) * max(0.0, tall)
+    return float(max(0.0, wide) * max(0.0, tall))
 
 
 def _outside(box: Bbox, frame: Bbox) -> float:
     """Area of a box that lies outside a frame."""
-    return float(box.width * box.height) - _common(box, frame)
+    return _common(box, box) - _common(box, frame)

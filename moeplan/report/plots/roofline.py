@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from moeplan.cluster.hardware import Gpu
 from moeplan.estimation.estimate import Estimate
@@ -58,8 +58,16 @@ def roof_points(e: Estimate, phase: str) -> list[Point]:
             known = sums.get(name, [0.0] * len(numbers))
             sums[name] = [a + b for a, b in zip(known, numbers, strict=True)]
     return [
-        Point(op, part, flops / moved, flops / lower, flops / compute, lower / whole, memory > compute)
-        for (part, op), (flops, moved, compute, memory, lower) in sums.items()
+        Point(
+            op,
+            component,
+            intensity=flops / moved,
+            attainable=flops / lower,
+            peak=flops / compute,
+            share=lower / whole,
+            memory_bound=memory > compute,
+        )
+        for (component, op), (flops, moved, compute, memory, lower) in sums.items()
     ]
 
 
@@ -72,7 +80,7 @@ def plot_roofline(estimates: Sequence[Estimate]) -> Figure:
         axes = sheet.figure.subplots(
             2 * deep, across, squeeze=False, sharex=True, sharey="row", height_ratios=(5, 3) * deep
         )
-        points: list[_Phases] = [{phase: roof_points(e, phase) for phase in PHASES} for e in estimates]
+        points = [{phase: roof_points(e, phase) for phase in PHASES} for e in estimates]
         every = [p for phases in points for found in phases.values() for p in found]
         seen = [c for c in COMPONENTS if any(p.component == c for p in every)]
         for place in range(deep * across):
@@ -92,18 +100,18 @@ def plot_roofline(estimates: Sequence[Estimate]) -> Figure:
         return sheet.finish(
             "Operations on the GPU's roofline, prefill and decoding",
             _bound(sheet.names, points),
-            f"Batch {used(estimates, 'batch')}, context {used(estimates, 'context')} tokens; weights "
-            f"as stored, cache in {used(estimates, 'cache')}; datasheet rates. Marker area: share "
-            "of the phase's floor. Operations without FLOPs (norms, look-ups, permutation) are not "
-            "drawn.",
+            f"Batch {used(estimates, 'batch')}, context {used(estimates, 'context')} tokens; "
+            f"weights as stored, cache in {used(estimates, 'cache')}; datasheet rates. Marker "
+            "area: share of the phase's floor. Operations without FLOPs (norms, look-ups, "
+            "permutation) are not drawn.",
             _keys(seen),
         )
 
 
 def _limits(ax: Axes, points: Sequence[Point]) -> None:
-    log_axis(ax, "x", [p.intensity for p in points], lambda x: f"{x:,g}", margin=2.5, most=5)
+    log_axis(ax.xaxis, [p.intensity for p in points], lambda x: f"{x:,g}", margin=2.5, most=5)
     heights = [*(p.attainable for p in points), *(p.peak for p in points)]
-    log_axis(ax, "y", heights, lambda y: fmt_rate(y, "FLOP"), margin=2.5, most=6)
+    log_axis(ax.yaxis, heights, lambda y: fmt_rate(y, "FLOP"), margin=2.5, most=6)
 
 
 def _roof(ax: Axes, phases: _Phases, gpu: Gpu) -> None:
@@ -112,17 +120,16 @@ def _roof(ax: Axes, phases: _Phases, gpu: Gpu) -> None:
     bandwidth = gpu.memory_bandwidth.value
     peaks = sorted({_format(gpu, p.peak) for found in phases.values() for p in found})
     top = max(peak for peak, _ in peaks)
-    ax.plot([left, top / bandwidth], [left * bandwidth, top], color=INK, linewidth=1.2, gid="bandwidth")
+    roof: dict[str, Any] = {"color": INK, "linewidth": 1.2}
+    ax.plot([left, top / bandwidth], [left * bandwidth, top], gid="bandwidth", **roof)
     for peak, name in peaks:
-        ax.plot([peak / bandwidth, right], [peak, peak], color=INK, linewidth=1.2, gid=f"peak {name}")
-        ax.plot([left, peak / bandwidth], [peak, peak], color=INK, linewidth=0.7, linestyle=":")
-        ax.annotate(
-            f"{name} {brief(fmt_rate(peak, 'FLOP'))}", (left, peak), (3, 2), textcoords="offset points", size=7.5
-        )
-    ax.annotate(
-        f"{gpu.id}\n{brief(fmt_rate(bandwidth))}", (0.98, 0.04), xycoords="axes fraction", ha="right",
-        va="bottom", size=7.5, color=INK,
-    )  # fmt: skip
+        ridge = peak / bandwidth
+        ax.plot([ridge, right], [peak, peak], gid=f"peak {name}", **roof)
+        ax.plot([left, ridge], [peak, peak], color=INK, linewidth=0.7, linestyle=":")
+        text = f"{name} {peak / 1e12:,.4g} TFLOP/s"
+        ax.annotate(text, (left, peak), (3, 2), textcoords="offset points", size=7.5)
+    text = f"{gpu.id}\n{brief(fmt_rate(bandwidth))}"
+    ax.text(0.98, 0.04, text, transform=ax.transAxes, ha="right", va="bottom", size=7.5, color=INK)
     for phase, found in phases.items():
         for point in found:
             _mark(ax, point.attainable, point, phase)
@@ -138,7 +145,8 @@ def _strip(ax: Axes, phases: _Phases, seen: Sequence[str]) -> None:
     """The operations by component, prefill above decoding, at the same intensities."""
     for phase, found in phases.items():
         for point in found:
-            _mark(ax, seen.index(point.component) + {"prefill": -0.2, "decode": 0.2}[phase], point, phase)
+            height = seen.index(point.component) + (-0.2 if phase == "prefill" else 0.2)
+            _mark(ax, height, point, phase)
     ax.set_yticks(range(len(seen)), [COMPONENT_STYLES[c].label for c in seen])
     ax.set_ylim(len(seen) - 0.4, -0.6)
 
@@ -150,10 +158,10 @@ def _mark(ax: Axes, height: float, point: Point, phase: str) -> None:
         [height],
         linestyle="",
         marker=style.marker,
-        markersize=math.sqrt(22 + 180 * point.share),
+        markersize=math.sqrt(42 + 180 * point.share),
         markerfacecolor=style.colour if filled else "none",
         markeredgecolor=_EDGE if filled else style.colour,
-        markeredgewidth=0.6 if filled else 1.5,
+        markeredgewidth=0.6 if filled else 1.2,
         zorder=3,
         gid=f"{phase} {point.op}",
     )
@@ -163,7 +171,8 @@ def _keys(seen: Sequence[str]) -> list[Artist]:
     """Components by marker and colour, phases by filling."""
     from matplotlib.lines import Line2D
 
-    how = {"linestyle": "", "markersize": 7, "markeredgecolor": _EDGE, "markeredgewidth": 0.6}
+    how: dict[str, Any] = {"linestyle": "", "markersize": 7, "markeredgewidth": 0.6}
+    how["markeredgecolor"] = _EDGE
     styles = [COMPONENT_STYLES[c] for c in seen]
     parts = [Line2D([], [], marker=s.marker, color=s.colour, label=s.label, **how) for s in styles]
     filled = Line2D([], [], marker="o", color=INK, label="prefill (filled)", **how)

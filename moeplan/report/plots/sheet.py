@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from moeplan._version import __version__
 from moeplan.estimation.estimate import Estimate
@@ -16,12 +16,14 @@ from moeplan.report.style import INK, RC
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["Sheet", "brief", "few", "log_axis", "look", "used"]
+__all__ = ["Sheet", "brief", "few", "log_axis", "look", "renderer", "short_names", "used"]
 
 _LINE = 0.17  # inches of a line of small text
 _SMALL = 7.5
+_LONGEST = 30  # characters of a name at an axis or in a legend
 
 
 @contextmanager
@@ -33,9 +35,32 @@ def look() -> Iterator[None]:
         yield
 
 
+def renderer(drawn: Axes | Figure) -> Any:
+    """What measures text on the figure that holds an artist."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = drawn.get_figure(root=True)
+    assert figure is not None
+    return FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+
+
 def used(estimates: Sequence[Estimate], name: str) -> str:
     """A setting's value, or its values where the estimates differ."""
     return " / ".join(dict.fromkeys(setting(e, name) for e in estimates))
+
+
+def short_names(estimates: Sequence[Estimate]) -> list[str]:
+    """Names as they stand at axes and in legends: long ones without their middle, if that tells
+    them apart; the footer has them in full."""
+    names = [_drawable(name) for name in labels(single(estimates))]
+    cut = [n if len(n) <= _LONGEST else f"{n[: _LONGEST - 12]}…{n[-11:]}" for n in names]
+    return cut if len(set(cut)) == len(set(names)) else names
+
+
+def _drawable(name: str) -> str:
+    """A name in letters that the font has, and not taken for a hidden one by legends."""
+    known = "".join(c if ord(c) < 0x2E80 and c.isprintable() else "?" for c in name)
+    return f" {known}" if known.startswith("_") else known
 
 
 def few(found: Sequence[tuple[float, str]]) -> str:
@@ -47,24 +72,23 @@ def few(found: Sequence[tuple[float, str]]) -> str:
 
 
 def log_axis(
-    ax: Axes,
-    which: Literal["x", "y"],
+    axis: Axis,
     values: Sequence[float],
     write: Callable[[float], str],
     margin: float = 1.6,
     most: int = 4,
 ) -> None:
     """A logarithmic axis around the values, with at most `most` named ticks at round numbers."""
+    from matplotlib.axis import XAxis
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-    axis = ax.xaxis if which == "x" else ax.yaxis
     low, high = min(values) / margin, max(values) * margin
-    if which == "x":
-        ax.set_xscale("log")
-        ax.set_xlim(low, high)
+    if isinstance(axis, XAxis):
+        axis.axes.set_xscale("log")
+        axis.axes.set_xlim(low, high)
     else:
-        ax.set_yscale("log")
-        ax.set_ylim(low, high)
+        axis.axes.set_yscale("log")
+        axis.axes.set_ylim(low, high)
     axis.set_major_locator(FixedLocator(_ticks(low, high, most)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
@@ -100,7 +124,7 @@ class Sheet:
         from matplotlib.figure import Figure
 
         self.estimates = single(estimates)
-        self.names = labels(estimates)
+        self.names = short_names(estimates)
         self.figure: Figure = Figure(figsize=(width, height), layout="constrained")
         self._body = height
 
@@ -118,11 +142,9 @@ class Sheet:
         figure.set_size_inches(width, height)
         left = 0.12 / width
         figure.text(left, 1 - 0.1 / height, title, va="top", weight="bold", size=11.5, gid="title")
-        text = {"va": "top", "color": INK, "linespacing": 1.3}
+        text: dict[str, Any] = {"va": "top", "color": INK, "linespacing": 1.3}
         figure.text(left, 1 - 0.36 / height, "\n".join(said), size=8.5, gid="finding", **text)
-        figure.text(
-            left, below / height, "\n".join(foot), size=_SMALL, gid="footer", **text
-        )
+        figure.text(left, below / height, "\n".join(foot), size=_SMALL, gid="footer", **text)
         if legend is not None:
             legend.set_bbox_to_anchor((left, (below + tall) / height), figure.transFigure)
         engine = figure.get_layout_engine()
@@ -137,9 +159,7 @@ class Sheet:
         """The legend in as many columns as the width holds, and its height in inches."""
         if not keys:
             return None, 0.0
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        canvas, room = FigureCanvasAgg(self.figure), self.figure.bbox.width * 0.97
+        room = self.figure.bbox.width * 0.97
         for columns in range(len(keys), 0, -1):
             legend = self.figure.legend(
                 handles=list(keys),
@@ -151,7 +171,7 @@ class Sheet:
                 handleheight=1.1,
             )
             legend.set_in_layout(False)
-            box = legend.get_window_extent(canvas.get_renderer())
+            box = legend.get_window_extent(renderer(self.figure))
             if box.width <= room or columns == 1:
                 return legend, box.height / self.figure.dpi + 0.05
             legend.remove()
@@ -165,5 +185,5 @@ class Sheet:
         """Models, hardware, version, and how many inputs were assumed."""
         gpus = " / ".join(dict.fromkeys(f"{e.gpu.name} ({e.gpu.id})" for e in self.estimates))
         assumed = " + ".join(str(len(e.assumptions)) for e in self.estimates)
-        models = ", ".join(self.names)
+        models = ", ".join(_drawable(name) for name in labels(self.estimates))
         return f"{models} · {gpus} · moeplan {__version__} · assumed inputs: {assumed}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeplan.estimation.estimate import Estimate
 from moeplan.report.plots.labelling import label_points
-from moeplan.report.plots.sheet import Sheet, few, log_axis, look
+from moeplan.report.plots.sheet import Sheet, few, log_axis, look, renderer
 from moeplan.report.style import INK, model_style
 from moeplan.units import fmt_count
 
@@ -29,7 +29,7 @@ def sizes(e: Estimate) -> tuple[float, float]:
 
 
 def plot_parameters(estimates: Sequence[Estimate]) -> Figure:
-    """Scatter of total against active parameters, both logarithmic, with lines of equal sparsity."""
+    """Scatter of total against active parameters on logarithmic axes, lines of equal sparsity."""
     with look():
         sheet = Sheet(estimates, 8.5, 5.2)
         ax = sheet.figure.subplots()
@@ -45,7 +45,8 @@ def plot_parameters(estimates: Sequence[Estimate]) -> Figure:
             "Total against active parameters",
             _shares(sheet.names, points),
             "Active: every tensor that one token touches, the embedding table included; "
-            "multi-token prediction modules are in neither number. Dotted: the share of its parameters that a token touches.",
+            "multi-token prediction modules are in neither number. Dotted: the share of its "
+            "parameters that a token touches.",
         )
         last = math.ceil(max(math.log2(total / active) for active, total in points)) + 1
         obstacles = _sparsity_lines(ax, last)
@@ -54,10 +55,10 @@ def plot_parameters(estimates: Sequence[Estimate]) -> Figure:
 
 
 def _frame(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
-    for which, place in (("x", 0), ("y", 1)):
+    for axis, place in ((ax.xaxis, 0), (ax.yaxis, 1)):
         values = [point[place] for point in points]
         spare = max(1.0, math.sqrt(_LEAST_SPAN * min(values) / max(values)))
-        log_axis(ax, which, values, fmt_count, margin=_MARGIN * spare, most=9)
+        log_axis(axis, values, fmt_count, margin=_MARGIN * spare, most=9)
     ax.set_xlabel("active parameters per token")
     ax.set_ylabel("total parameters")
 
@@ -67,12 +68,7 @@ def _sparsity_lines(ax: Axes, last: int) -> list[Any]:
 
     Returns the boxes of the names in pixels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
-    figure = ax.figure.figure
-    assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = []
     for power in range(last + 1):
         times = 2**power
@@ -85,7 +81,7 @@ def _sparsity_lines(ax: Axes, last: int) -> list[Any]:
             gid=f"sparsity {times}", zorder=1, scalex=False, scaley=False,
         )  # fmt: skip
         name = _line_name(ax, times)
-        box = name.get_window_extent(renderer)
+        box = name.get_window_extent(renderer(ax))
         if ax.bbox.x0 <= box.x0 and ax.bbox.y0 <= box.y0:
             boxes.append(box)
         else:
@@ -95,7 +91,7 @@ def _sparsity_lines(ax: Axes, last: int) -> list[Any]:
 
 def _line_name(ax: Axes, times: int) -> Any:
     """The name of a line of equal sparsity just inside the axes, at its upper right end."""
-    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    x1, y1 = ax.get_xlim()[1], ax.get_ylim()[1]
     at_top = x1 * times > y1
     place = (y1 / times, y1) if at_top else (x1, x1 * times)
     text = ax.annotate(

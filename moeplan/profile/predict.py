@@ -1,0 +1,198 @@
+"""What a measured pass is expected to take, from the block's rows and this run's own roofs.
+
+For each row: FLOPs, and bytes with the experts that really got a token in place of their expected
+number; t_c = FLOPs / GEMM roof, t_m = bytes / bandwidth roof, t_0 = launches · launch time. The
+floor is max(t_c, t_m). Where a calibration fits the device and backend, it gives the expected time;
+elsewhere that is t_0 + (t_c⁴ + t_m⁴)^¼ at the roofs themselves, which real kernels do not reach.
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from moeplan.errors import UserError, near_miss
+from moeplan.model.ffn import MoE, Routing
+from moeplan.model.ops import Op
+from moeplan.model.workload import Workload
+from moeplan.profile.record import Direction, OpPrediction, Prediction, Roof, Stage, Subject, now
+from moeplan.quantity import Number, evaluate
+
+__all__ = [
+    "DTYPES",
+    "LAUNCHES",
+    "UNCALIBRATED",
+    "Calibrated",
+    "Shape",
+    "block_of",
+    "calibration_for",
+    "dtype_bytes",
+    "predict",
+    "subject_of",
+]
+
+DTYPES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+"""Number formats that layers are measured in, with the bytes of an element."""
+
+UNCALIBRATED = (
+    "No calibration for this device and backend: the prediction takes the roofs measured in this "
+    "run as reached in full, so expect it to be too fast, by 20 to 30 % on large GPU cases and by "
+    "more where passes are small or the CPU is at work."
+)
+
+LAUNCHES: Mapping[Stage, Mapping[str, int]] = {
+    "forward": {"linear": 1, "grouped_linear": 2, "pointwise": 1, "gather": 1, "select": 15},
+    "backward": {"linear": 2, "grouped_linear": 4, "pointwise": 1, "gather": 2, "select": 6},
+}
+"""Kernels that the `torch` backend launches for a row, by its kind: read off its code, with two for
+a grouped matmul (a set-up kernel before the GEMM) and 10 to 20 for scores, top-k and sort."""
+
+
+class Calibrated(Protocol):
+    """A calibrated model of op times for one device and backend."""
+
+    @property
+    def name(self) -> str:
+        """What the record says the prediction was made with."""
+
+    def seconds(self, op: Op, work: OpPrediction, rows_per_expert: Sequence[int]) -> float | None:
+        """Expected seconds of a row, or None where it has no constants for its kind."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a prediction is about: a block at a size, as it is routed and run."""
+
+    block: MoE
+    tokens: int
+    rows_per_expert: Sequence[int]
+    dtype: str
+    direction: Direction
+    backend: str = "torch"
+    device: str = ""
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of an element. Raises UserError for a format that is not measured."""
+    if dtype not in DTYPES:
+        allowed = ", ".join(DTYPES)
+        raise UserError(f"--dtype {dtype!r}: allowed are {allowed}{near_miss(dtype, DTYPES)}")
+    return DTYPES[dtype]
+
+
+def calibration_for(device: str, backend: str, dtype: str) -> Calibrated | None:
+    """The calibration that ships for a device and backend, or None."""
+    if find_spec("moeplan.calibration") is None:
+        return None
+    find: Callable[..., Calibrated | None] | None = getattr(
+        import_module("moeplan.calibration"), "for_profile", None
+    )
+    return find(device, backend, dtype) if find is not None else None
+
+
+def predict(
+    case: Shape, roofs: Sequence[Roof], peak_bytes: int, calibration: Calibrated | None = None
+) -> Prediction:
+    """The expected time of every row and of the layer, and its peak memory.
+
+    Raises UserError where a roof is missing.
+    """
+    rates = _Rates(roofs)
+    work = Workload("train", B=1, S=case.tokens, C=case.tokens)
+    env = dict(case.block.environment(work))
+    env["A"] = sum(1 for rows in case.rows_per_expert if rows)
+    stages: tuple[Stage, ...] = ("forward",) if case.direction == "forward" else ("forward", "backward")
+    ops = []
+    for stage in stages:
+        for op in case.block.rows(work):
+            if op.kind == "exchange":
+                continue
+            row = rates.row(op, stage, env, dtype_bytes(case.dtype))
+            seconds = None
+            if calibration is not None:
+                seconds = calibration.seconds(op, row, case.rows_per_expert)
+            ops.append(row if seconds is None else row.model_copy(update={"expected": seconds}))
+    return Prediction(
+        made=now(),
+        method="roofs of this run" if calibration is None else f"calibration {calibration.name}",
+        note=UNCALIBRATED if calibration is None else "",
+        ops=ops,
+        expected=sum(op.expected for op in ops),
+        peak_bytes=peak_bytes,
+    )
+
+
+class _Rates:
+    """The roofs that rows are held against."""
+
+    def __init__(self, roofs: Sequence[Roof]) -> None:
+        values = {roof.name: roof.value for roof in roofs}
+        missing = sorted({"gemm", "copy", "reduce", "launch"} - values.keys())
+        if missing:
+            raise UserError(f"the record has no roof {', '.join(missing)}: measure it anew")
+        self.gemm, self.launch = values["gemm"], values["launch"]
+        # a floor takes the faster of the two: reading alone is faster than copying on many devices
+        self.bandwidth = max(values["copy"], values["reduce"])
+
+    def row(self, op: Op, stage: Stage, env: Mapping[str, Number], size: int) -> OpPrediction:
+        times = 1 if stage == "forward" else 2
+        flops = times * int(evaluate(op.flops, env))
+        moved = int(times * _activations(op, env, size) + _weights(op, env, size, stage))
+        compute, memory = flops / self.gemm, moved / self.bandwidth
+        launch = LAUNCHES[stage][op.kind] * self.launch
+        return OpPrediction(
+            name=op.name,
+            stage=stage,
+            flops=flops,
+            bytes=moved,
+            compute=compute,
+            memory=memory,
+            launch=launch,
+            expected=launch + (compute**4 + memory**4) ** 0.25,
+        )
+
+
+def _activations(op: Op, env: Mapping[str, Number], size: int) -> Number:
+    """Bytes of activations that a forward row moves.
+
+    Logits and choices are fp32 in every format; the rows count them in two-byte elements.
+    """
+    read, write = evaluate(op.read, env), evaluate(op.write, env)
+    if op.kind == "select":
+        return 2 * (read + write)
+    return size * read + (2 if op.name == "router" else size) * write
+
+
+def _weights(op: Op, env: Mapping[str, Number], size: int, stage: Stage) -> Number:
+    """Bytes of weights: each used copy read; backward also every copy's gradient written."""
+    uses = evaluate(op.uses, env)
+    read = sum(evaluate(weight.size, env) * uses for weight in op.weights)
+    if stage == "forward":
+        return size * read
+    return size * (read + sum(evaluate(weight.elements, env) for weight in op.weights))
+
+
+# -------------------------------------------------------------------- blocks in records
+def subject_of(block: MoE, source: str) -> Subject:
+    """A block as a record keeps it: its numbers by symbol, its other settings, its routing rule."""
+    others = {field.name for field in fields(block)} - {"routing", "names"} - block.values.keys()
+    kinds = {name: getattr(block, name) for name in sorted(others)}
+    return Subject(
+        source=source,
+        symbols=dict(block.values),
+        kinds={name: value for name, value in kinds.items() if value is not None},
+        routing=block.routing._asdict(),
+        parameters=int(sum(evaluate(w.elements, block.values) for w in block.weights() if not w.buffer)),
+    )
+
+
+def block_of(subject: Subject) -> MoE:
+    """The block of a record's subject; tensor names are not kept. Raises UserError."""
+    try:
+        return MoE(**subject.symbols, **subject.kinds, routing=Routing(**subject.routing))
+    except TypeError as problem:
+        raise UserError(f"{subject.source}: the record's block is not understood ({problem})") from None
