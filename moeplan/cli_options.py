@@ -77,7 +77,7 @@ Optimizer = Annotated[str | None, typer.Option(help="Training state, such as ada
 GpuOption = Annotated[
     str | None, typer.Option("--gpu", help="GPU, or a TOML file with one.", autocompletion=_gpus)
 ]
-Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as $2/h.")]
+Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as '$2/h'.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document, and nothing else.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Tables as Markdown.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Tables as CSV.")]
