@@ -45,3 +45,21 @@ def extras() -> str:
         for name, requirements in project["optional-dependencies"].items()
     ]
     return table(["extra", "adds"], rows)
+
+
+@section("families")
+def families() -> str:
+    """Return the model types with their kinds of block, sizes, and what they were checked against."""
+    from tests.oracle import is_built
+
+    from moeplan.report.families import family_rows
+    from moeplan.units import fmt_count
+
+    rows = []
+    for row in family_rows():
+        sizes = [fmt_count(row[key]) if key in row else "" for key in ("total", "active")]
+        kinds = ["; ".join(row[key]) for key in ("mixers", "feed_forward")]
+        checked = "transformers" if is_built(row["model_type"]) else "published counts"
+        rows.append([f"`{row['model_type']}`", *kinds, row["preset"], *sizes, checked])
+    header = ["model type", "mixers", "feed-forward", "preset", "total", "active", "checked"]
+    return table(header, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -206,6 +207,8 @@ def explain(
     price: Price = None,
 ) -> None:
     """Show how a number came about: formula, inputs, and the source of each input."""
+    from shutil import get_terminal_size
+
     from moeplan import api
     from moeplan.report.explanation import explain_lines
 
@@ -215,7 +218,7 @@ def explain(
         combine=combine, policy=policy, optimizer=optimizer, gpu=gpu, price=price,
     )  # fmt: skip
     found = api.explain(model, path, **scenario)
-    for line in explain_lines(path, found, depth):
+    for line in explain_lines(path, found, depth, get_terminal_size().columns):
         print(line)
 
 
@@ -235,6 +238,19 @@ def presets(
         _print_json(rows)
     else:
         _show([preset_table(rows, search)], output)
+
+
+@app.command()
+def families(as_json: Json = False, markdown: Markdown = False, as_csv: Csv = False) -> None:
+    """List the model types that are read, with their kinds of block and a preset of each."""
+    from moeplan.report.families import family_rows, family_table
+
+    output = _output(as_json, markdown, as_csv)
+    rows = family_rows()
+    if output == "json":
+        _print_json(rows)
+    else:
+        _show([family_table(rows)], output)
 
 
 @app.command()
@@ -266,7 +282,8 @@ def schema() -> None:
 def _print_json(value: Any) -> None:
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=plain))
 
 
 def _version(on: bool) -> None:
@@ -288,8 +305,11 @@ def _options(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without some sign shows another
+            stream.reconfigure(errors="replace")
     try:
-        app()
+        app(prog_name="moeplan")
     except UserError as problem:
         print(f"moeplan: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -19,13 +19,45 @@ from moeplan.model.ops import Block, Weight
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import evaluate, plain
 
-__all__ = ["Tensor", "compare", "differences", "oracle", "ours", "their_config", "theirs"]
+__all__ = [
+    "Tensor",
+    "compare",
+    "differences",
+    "is_built",
+    "oracle",
+    "ours",
+    "their_config",
+    "theirs",
+]
 
 # model_type in the file -> what transformers calls the same architecture
 ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
+# Words that transformers uses for another architecture ("ernie" is a BERT there).
+FOREIGN = frozenset(("ernie",))
 # Wrappers whose conversion table only fits the whole model; others build their text model.
-WHOLE = frozenset(("llama4",))
-OTHER_PARTS = re.compile(r"(^|\.)(vision_model|multi_modal_projector|visual)\.")
+WHOLE = frozenset(("gemma4", "llama4"))
+OTHER_PARTS = re.compile(
+    r"(^|\.)(vision_model|vision_tower|embed_vision|multi_modal_projector|visual)\."
+)
+# What transformers' names become in the released checkpoint, where its conversion table does not
+# lead back to them: (pattern, replacement or None for a tensor that no checkpoint has, reason).
+CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
+    "deepseek_v4": (
+        (r"^model\.embed_tokens\.", "embed.", "the table is renamed before the prefix comes off"),
+        (r"^model\.hc_head\.hc_", "hc_head_", "the same"),
+        (r"^model\.", "", "released names have no prefix"),
+        (r"\.attn\.norm\.", ".attn.kv_norm.", "two names become one, and one of them comes back"),
+    ),
+    "gemma4": (
+        (r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),
+    ),
+    "minimax": (
+        (r"\.(slope_rate|(query|key|diagonal)_decay)$", None, "decays follow from a layer's place"),
+    ),
+}
+# Experts that transformers allocates and never reads: LongCat's zero-computation experts get gate
+# and up projections (not down projections); the released checkpoint has none of them.
+ALLOCATED = {"longcat_flash": (r"\.experts\.\{e\}\.(gate|up)_proj\.weight$", "n_routed_experts")}
 # Keys that say how weights are stored or loaded, not what they are.
 STORAGE = (
     "quantization_config",
@@ -97,6 +129,13 @@ def oracle() -> None:
     )
 
 
+def is_built(model_type: str) -> bool:
+    """Whether transformers has model classes for a family."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type not in FOREIGN and ALIASES.get(model_type, model_type) in CONFIG_MAPPING
+
+
 def theirs(config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Hub name to tensor of the model that transformers builds from `config`."""
     kept = {k: v for k, v in config.items() if k not in STORAGE and not k.startswith("_")}
@@ -119,8 +158,9 @@ def _theirs(text: str) -> dict[str, Tensor]:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import revert_weight_conversion
 
+    config = json.loads(text)
     with torch.device("meta"):
-        model = _build(json.loads(text))
+        model = _build(config)
     model._weight_conversions = get_model_conversion_mapping(model)
     first: dict[int, str] = {}
     kinds: dict[tuple[bool, str | None], dict[str, Any]] = {}
@@ -132,9 +172,26 @@ def _theirs(text: str) -> dict[str, Tensor]:
     for (buffer, tied), values in kinds.items():
         named = revert_weight_conversion(model, values)
         for name, (shape, copies) in _by_expert(named).items():
-            if not OTHER_PARTS.search(name):
-                out[name] = Tensor(shape, copies, buffer, tied)
+            if OTHER_PARTS.search(name) or (released := _released(config, name)) is None:
+                continue
+            of = tied and _released(config, tied)
+            out[released] = Tensor(shape, _copies(config, name, copies), buffer, of)
     return out
+
+
+def _released(config: Mapping[str, Any], name: str) -> str | None:
+    """A tensor's name in the released checkpoint, None where it has no such tensor."""
+    for pattern, replacement, _ in CORRECTED.get(config["model_type"], ()):
+        if re.search(pattern, name):
+            if replacement is None:
+                return None
+            name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _copies(config: Mapping[str, Any], name: str, copies: int) -> int:
+    pattern, key = ALLOCATED.get(config["model_type"], ("$^", ""))
+    return int(config[key]) if re.search(pattern, name) else copies
 
 
 def _build(config: dict[str, Any]) -> Any:

@@ -56,7 +56,7 @@ class Estimate:
     @property
     def assumptions(self) -> list[dict[str, Any]]:
         """What was neither in the file nor said by the user, each once, in order of use."""
-        seen: dict[tuple[str, str], dict[str, Any]] = {}
+        seen: dict[str, dict[str, Any]] = {}
         for quantity in self._given():
             source = quantity.source
             if source is not None and source.kind == "assumed":
@@ -66,15 +66,25 @@ class Estimate:
                     "unit": quantity.unit,
                     "why": source.where,
                 }
-                seen.setdefault((quantity.symbol, source.where), entry)
+                seen.setdefault(source.where, entry)
         out = list(seen.values())
         if self.spec.checkpoint.assumed:
             out.append(
                 {"symbol": "", "value": None, "unit": "", "why": self.spec.checkpoint.source}
             )
-        reasons = [*self.spec.notes, *self._beyond()]
+        reasons = [*self._left_open(), *self.spec.notes, *self._beyond()]
         out += [{"symbol": "", "value": None, "unit": "", "why": why} for why in reasons]
         return out
+
+    def _left_open(self) -> list[str]:
+        """Formats and names that the user did not choose, in one line."""
+        words = {name: self.scenario[name] for name in ("attention", "gpu")}
+        if self.spec.checkpoint.cache is None:
+            words["cache"] = self.tree["kv_cache"]["format"]
+        if self.tree["all_to_all"] is not None:
+            words |= {name: self.scenario[name] for name in ("dispatch", "combine", "policy")}
+        left = [f"{n} {word}" for n, word in words.items() if n not in self.scenario.given]
+        return [f"not given, so the defaults: {', '.join(left)}"] if left else []
 
     def _beyond(self) -> list[str]:
         """A context longer than the model was made for."""
@@ -86,15 +96,17 @@ class Estimate:
     def _given(self) -> Iterator[Quantity]:
         """Every given number that may stand behind a figure."""
         for group in self.spec.groups:
+            yield from _leaves(group.quantity)
             for block in group.blocks:
                 for quantity in block.symbols.values():
                     yield from _leaves(quantity)
-        for name in ("context", "batch", "microbatch", "tokens", "imbalance"):
+        for name in ("context", "batch", "microbatch"):
             yield self.scenario.quantity(name)
         section = self.tree["all_to_all"]
         if section is not None:
-            yield section["ep"]
-            yield section["node"]
+            yield from (section[name] for name in ("tokens", "ep", "node", "imbalance"))
+        training = self.tree["memory"]["training"]
+        yield from training["weights"].inputs.values()
         yield from (self.gpu.memory_bytes, self.gpu.memory_bandwidth, *self.gpu.peaks.values())
         if self.tree["cost"] is not None:
             yield self.tree["cost"]["dollars_per_gpu_hour"]

@@ -49,7 +49,8 @@ def forward_by_component(
 
 
 def _per_token(whole: Quantity, work: Workload) -> Quantity:
-    tokens = Quantity.given(work.values["T"], "tokens", "T")
+    B, S = work.symbols["B"], work.symbols["S"]
+    tokens = derive("B*S", "tokens", symbol="T", B=B, S=S)
     return derive("per(pass_flops, T)", "FLOP/token", pass_flops=whole, T=tokens)
 
 
@@ -70,16 +71,20 @@ def _counted(spec: ModelSpec, work: Workload) -> dict[str, Any]:
     return {
         "forward_per_token": per_token,
         "training_per_token": _training(per_token),
-        "forward_per_sequence": derive("per(pass_flops, B)", "FLOP", pass_flops=whole, B=work.B),
+        "forward_per_sequence": derive(
+            "per(pass_flops, B)", "FLOP", pass_flops=whole, B=work.symbols["B"]
+        ),
         "by_component": {name: _per_token(part, work) for name, part in parts.items()},
     }
 
 
 def flops(spec: ModelSpec, context: Number | Quantity, mask: Mask = "causal") -> dict[str, Any]:
     """The FLOPs section of an estimate, for sequences of `context` tokens."""
-    sequence = Workload("train", B=1, S=context, C=context, mask=mask)
+    one = Quantity(1, "sequences", symbol="B", formula="1", note="one sequence")
+    step = Quantity(1, "tokens", symbol="S", formula="1", note="one new token")
+    sequence = Workload("train", B=one, S=context, C=context, mask=mask)
     other: Mask = "full" if mask == "causal" else "causal"
-    decode = Workload("decode", B=1, S=1, C=context, mask=mask)
+    decode = Workload("decode", B=one, S=step, C=context, mask=mask)
     main, decoding = _counted(spec, sequence), _counted(spec, decode)
     out: dict[str, Any] = {
         "context": context,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from moeplan.model.ops import COMPONENTS, Block, Component, Op, Size, Weight
 from moeplan.model.spec import Group, ModelSpec, Role
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number, Quantity, compile_formula, derive, evaluate, total
+from moeplan.quantity import Number, Quantity, Source, compile_formula, derive, evaluate, total
 
 __all__ = [
     "MODEL",
@@ -19,6 +19,7 @@ __all__ = [
     "Tensor",
     "by_component",
     "group_label",
+    "layer_count",
     "lines",
     "over_groups",
     "over_layers",
@@ -132,6 +133,17 @@ def lines(spec: ModelSpec, work: Workload, roles: tuple[Role, ...] = MODEL) -> l
     return out
 
 
+def layer_count(group: Group) -> Quantity:
+    """The number of layers with its origin; a group that is no layer stands once."""
+    found = group.quantity
+    if found.source is not None or found.formula:
+        return found
+    if not group.is_layer:
+        return Quantity(found.value, "layers", symbol="layers", formula="1", note="stands once")
+    source = Source("config", f"how many of its layers are: {group.name}")
+    return Quantity.given(found.value, "layers", "layers", source)
+
+
 def over_layers(group: Group, per_layer: Quantity, unit: str) -> Quantity:
     """One layer's quantity times the number of equal layers."""
     if not group.is_layer:
@@ -140,7 +152,7 @@ def over_layers(group: Group, per_layer: Quantity, unit: str) -> Quantity:
         group.number * per_layer.value,
         unit,
         formula="layers * per_layer",
-        inputs=lambda: {"layers": group.quantity, "per_layer": per_layer},
+        inputs=lambda: {"layers": layer_count(group), "per_layer": per_layer},
     )
 
 

@@ -14,6 +14,7 @@ from moeplan.estimation.fold import (
     Part,
     Tensor,
     by_component,
+    layer_count,
     lines,
     over_layers,
     tensors,
@@ -305,7 +306,7 @@ def _activations(group: Group, rows: list[tuple[Kept, Line]]) -> dict[str, Any]:
     chosen = [(kept.name, size) for kept, size in sizes if kept.drop not in SELECTIVE]
     return {
         "name": group.name,
-        "layers": group.quantity,
+        "layers": layer_count(group),
         "by_row": dict(named),
         "none": total(named, UNIT),
         "selective": total(chosen, UNIT),

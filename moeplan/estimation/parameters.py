@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from moeplan.estimation.fold import MODEL, MTP, Part, Tensor, by_component, group_label, tensors
+from moeplan.estimation.fold import (
+    MODEL,
+    MTP,
+    Part,
+    Tensor,
+    by_component,
+    group_label,
+    layer_count,
+    tensors,
+)
 from moeplan.model.ops import Component
 from moeplan.model.spec import ModelSpec, Role
 from moeplan.quantity import Number, Quantity, total
@@ -98,7 +107,7 @@ def _by_layer(spec: ModelSpec) -> list[dict[str, Any]]:
                 {
                     "name": group_label(group),
                     "role": group.role,
-                    "layers": group.quantity,
+                    "layers": layer_count(group),
                     "total": _sum(totals),
                     "active": _sum(_per_layer(own, _ACTIVE)),
                     "by_component": dict(totals),

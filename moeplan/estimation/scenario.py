@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from moeplan.errors import UserError, near_miss
+from moeplan.estimation.all_to_all import ROW_FORMATS, Policy
+from moeplan.model.workload import Mask
 from moeplan.quantity import Number, Quantity, Source, plain
 
 __all__ = ["DEFAULTS", "Default", "Scenario"]
@@ -45,6 +47,16 @@ DEFAULTS: dict[str, Default] = {
     "gpu": Default("h200", "", "", "GPU of the time floor"),
     "price": Default(None, "", "", "price list: the first that knows the GPU"),
 }
+
+
+# Words that no data file adds to; other settings are looked up where they are used.
+WORDS: dict[str, tuple[str, ...]] = {
+    "attention": get_args(Mask),
+    "dispatch": tuple(ROW_FORMATS),
+    "combine": tuple(ROW_FORMATS),
+    "policy": get_args(Policy),
+}
+_MOST = 10**15  # far above any run, and far below what a float cannot hold
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,10 @@ def _check(name: str, value: Any) -> None:
     if isinstance(value, str):
         if numeric:
             raise UserError(f"--{name} is {value!r}: a number is needed")
+        if name in WORDS and value not in WORDS[name]:
+            allowed = ", ".join(WORDS[name])
+            hint = near_miss(value, WORDS[name])
+            raise UserError(f"--{name} is {value!r}: allowed are {allowed}{hint}")
         return
     number = plain(value)
     if not numeric:
@@ -94,5 +110,7 @@ def _check(name: str, value: Any) -> None:
         raise UserError(f"--{name} is {number!r}: a number is needed")
     if isinstance(number, (int, float)) and not number >= 1:
         raise UserError(f"--{name} is {number}: it must be at least 1")
+    if isinstance(number, (int, float)) and number > _MOST:
+        raise UserError(f"--{name} is too large: it must be at most {_MOST:.0e}")
     if name != "imbalance" and isinstance(number, float) and not number.is_integer():
         raise UserError(f"--{name} is {number}: a whole number is needed")

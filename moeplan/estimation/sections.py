@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moeplan.arrays import is_array
-from moeplan.cluster.hardware import PRICE_KINDS, Gpu, price, prices
+from moeplan.cluster.hardware import Gpu, price, prices
 from moeplan.estimation.all_to_all import AllToAll, Traffic, all_to_all
-from moeplan.estimation.fold import MTP
+from moeplan.estimation.fold import MTP, group_label, layer_count
 from moeplan.estimation.memory import (
     activations,
     layer_bytes,
@@ -18,6 +18,7 @@ from moeplan.estimation.memory import (
 )
 from moeplan.estimation.scenario import Scenario
 from moeplan.estimation.timing import floor
+from moeplan.model.ffn import MoE
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number, Quantity, Source, derive, total
@@ -127,15 +128,16 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
         moe.symbols["k"],
         ep,
         node,
-        n_group=moe.routing.groups,
-        topk_group=moe.routing.group_limit,
+        n_group=_grouping("G", "n_group", moe.routing.groups),
+        topk_group=_grouping("M", "topk_group", moe.routing.group_limit),
         rule=moe.routing.group_score if moe.routing.groups > 1 else "uniform",
         dispatch=s["dispatch"],
         combine=s["combine"],
         policy=s["policy"],
         imbalance=s.quantity("imbalance"),
     )
-    layers = spec.moe_layers
+    counts = [(group_label(group), layer_count(group)) for group, _ in spec.blocks(MoE)]
+    layers = total(counts, "layers")
     return {
         "tokens": s.quantity("tokens"),
         "ep": ep,
@@ -150,6 +152,13 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
         "forward_step": _directions(result.per_step(layers)),
         "training_step": _directions(result.per_step(layers, backward=True)),
     }
+
+
+def _grouping(symbol: str, key: str, value: Number) -> Quantity:
+    """Groups of experts, or how many of them a token may use."""
+    if not is_array(value) and value == 1:
+        return Quantity(1, "groups", symbol=symbol, formula="1", note="experts are not grouped")
+    return Quantity.given(value, "groups", symbol, Source("config", key))
 
 
 def _default_ep(experts: Number, node: Number) -> Number:
@@ -205,7 +214,7 @@ def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
     wanted = s["price"]
     if wanted is None and not prices(gpu.id):
         return None
-    if isinstance(wanted, (int, float)) or (wanted is not None and wanted not in PRICE_KINDS):
+    if wanted is not None and not str(wanted)[:1].isalpha():
         amount = parse(wanted, "money", where="--price")
         return "user", Quantity.given(amount, "$/h", "price", Source("user", "--price"))
     found = price(gpu.id, wanted)

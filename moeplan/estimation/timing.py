@@ -14,7 +14,7 @@ from typing import Any
 
 from moeplan.arrays import is_array, np
 from moeplan.cluster.hardware import Gpu
-from moeplan.estimation.fold import Line, Part, lines, over_groups
+from moeplan.estimation.fold import Line, Part, layer_count, lines, over_groups
 from moeplan.estimation.memory import LayerBytes, layer_bytes
 from moeplan.model.formats import format_named
 from moeplan.model.ops import Op, Weight
@@ -171,7 +171,7 @@ def _row(line: Line, row: dict[str, Quantity]) -> dict[str, Any]:
     compute, memory = row["compute"].value, row["memory"].value
     return {
         "layer": line.group.name,
-        "layers": line.group.quantity,
+        "layers": layer_count(line.group),
         "op": line.op.name,
         "component": line.op.component,
         **row,

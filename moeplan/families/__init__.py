@@ -87,9 +87,8 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
     config = Config(data, path, origin=origin)
     _, model_type = config.raw("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
         hint = near_miss(model_type, FAMILIES) if isinstance(model_type, str) else ""
-        problem = f"is {shown(model_type)}, which is not read{hint}; known: {known}"
+        problem = f"is {shown(model_type)}, which is not read{hint}; `moeplan families` lists all"
         raise config.fail("model_type", problem)
     _agree_on_class(config, model_type)
     spec = _family(model_type)(config)

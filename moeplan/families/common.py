@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from moeplan.errors import near_miss
@@ -13,7 +14,7 @@ from moeplan.model.basic import Embedding, Head, Norm, Residual
 from moeplan.model.ffn import MoE
 from moeplan.model.ops import Block, Component
 from moeplan.model.spec import Group, ModelSpec, Role
-from moeplan.quantity import Quantity
+from moeplan.quantity import Quantity, Source
 
 __all__ = [
     "attention",
@@ -21,6 +22,7 @@ __all__ = [
     "layer_groups",
     "layer_types",
     "pre_norm",
+    "rotated",
     "routed_by",
     "selection",
 ]
@@ -70,6 +72,28 @@ def selection(c: Config, experts: Quantity, *keys: str, **how: Any) -> Quantity:
     if k.value > experts.value:
         raise c.fail(keys[0], f"is {k.value}: it must be at most the {experts.value} experts")
     return k
+
+
+def rotated(c: Config, mixer: Attention, default: float) -> Attention:
+    """`mixer` with dr, the rotated dimensions of a head, from partial_rotary_factor.
+
+    The key stands in `rope_parameters` or beside it; `default` is the class's.
+    """
+    rope = c.sub("rope_parameters", required=False)
+    if rope is not None:
+        rope.ignore(*rope.data)
+    place = rope if rope is not None and _ROTATED in rope else c
+    factor = place.number(_ROTATED, default=default)
+    if not 0 < factor <= 1:
+        raise place.fail(_ROTATED, f"is {factor}: it must be above 0 and at most 1")
+    source = Source("config", f"{place.prefix}{_ROTATED} of head_dim")
+    if _ROTATED not in place:
+        source = Source("assumed", f"{_ROTATED} is absent: {default}, the family's default")
+    width = int(mixer.values["dh"] * factor)
+    return replace(mixer, dr=Quantity.given(width, symbol="dr", source=source))
+
+
+_ROTATED = "partial_rotary_factor"
 
 
 def layer_types(

@@ -107,6 +107,7 @@ def _moe(c: Config, hidden: Quantity, *, hashed: bool) -> MoE:
     width = c.int("moe_intermediate_size", symbol="F")
     c.expect("n_shared_experts", [1], "this family has one shared expert")
     c.expect("topk_method", ["noaux_tc"], "this family selects with a bias")
+    c.expect("hidden_act", ["silu"], "the gate of this family's clamped SwiGLU")
     score = c.choice(
         "scoring_func", allowed=("sqrtsoftplus", "sigmoid", "softmax"), default="sqrtsoftplus"
     )
@@ -117,7 +118,7 @@ def _moe(c: Config, hidden: Quantity, *, hashed: bool) -> MoE:
         F=width,
         Fs=width.named("Fs"),
         V=c.int("vocab_size", symbol="V") if hashed else None,
-        activation=c.choice("hidden_act", allowed=("silu",), default="silu"),
+        activation="clamped_silu",
         routing=Routing(
             score,  # type: ignore[arg-type]
             selection_bias=not hashed,

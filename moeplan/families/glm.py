@@ -5,32 +5,12 @@ The small GLM-4.7-Flash has multi-latent attention instead.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from moeplan.families.common import attention
+from moeplan.families.common import attention, rotated
 from moeplan.families.deepseek import latent_attention, moe_model, routed_experts, sigmoid_routing
 from moeplan.families.reader import Config
 from moeplan.model.spec import ModelSpec
-from moeplan.quantity import Quantity, Source
 
 __all__ = ["glm4_moe", "glm4_moe_lite"]
-
-ROTATED = "partial_rotary_factor"
-
-
-def _rotated(c: Config, head: int) -> Quantity:
-    """dr: the rotated dimensions of a head, half of them unless the file says otherwise."""
-    rope = c.sub("rope_parameters", required=False)
-    if rope is not None:
-        rope.ignore(*rope.data)
-    place = rope if rope is not None and ROTATED in rope else c
-    factor = place.number(ROTATED, default=0.5)
-    if not 0 < factor <= 1:
-        raise place.fail(ROTATED, f"is {factor}: it must be above 0 and at most 1")
-    source = Source("config", f"{place.prefix}{ROTATED} of head_dim")
-    if ROTATED not in place:
-        source = Source("assumed", f"{ROTATED} is absent: half of head_dim, the family's default")
-    return Quantity.given(int(head * factor), symbol="dr", source=source)
 
 
 def glm4_moe(c: Config) -> ModelSpec:
@@ -42,7 +22,7 @@ def glm4_moe(c: Config) -> ModelSpec:
         qkv_bias=c.flag("attention_bias", default=False),
         qk_norm="head" if c.flag("use_qk_norm", default=False) else "none",
     )
-    mixer = replace(mixer, dr=_rotated(c, mixer.values["dh"]))
+    mixer = rotated(c, mixer, 0.5)
     routing = sigmoid_routing(c, groups=(1, 1), scale=1.0)
     return moe_model(c, "glm4_moe", mixer, routed_experts(c, routing, shared=1), dense=1, mtp=1)
 

@@ -22,7 +22,6 @@ __all__ = ["longcat_flash"]
 NAMES = ExpertNames(
     router="mlp.router.classifier",
     selection_bias="mlp.router.e_score_correction_bias",
-    selection_dims=("E + Z",),
 )
 REAL = "per(k*E, E + Z)"
 

@@ -26,23 +26,29 @@ def _marks(c: Config, key: str, layers: int) -> list[bool] | None:
 
 def _scopes(c: Config, layers: int) -> list[str]:
     """Full attention in the first layer and every sixth, unless the file lists it."""
-    marks = _marks(c, "hybrid_layer_pattern", layers)
-    if marks is not None:
-        return [WINDOW if mark else FULL for mark in marks]
     words = {"full_attention": FULL, "sliding_attention": WINDOW}
     spaced = [FULL if i == 0 or not (i + 1) % 6 else WINDOW for i in range(layers)]
-    return layer_types(c, layers, words, spaced)
+    marks = _marks(c, "hybrid_layer_pattern", layers)
+    if marks is not None:
+        spaced = [WINDOW if mark else FULL for mark in marks]
+    scopes = layer_types(c, layers, words, spaced)
+    if marks is not None and scopes != spaced:
+        raise c.fail("hybrid_layer_pattern", "is contradicted by layer_types")
+    return scopes
 
 
 def _sparse(c: Config, layers: int) -> list[bool]:
     """Which layers hold experts: all but the first, unless the file lists them."""
     marks = _marks(c, "moe_layer_freq", layers)
-    if marks is not None:
-        return marks
     words = c.list("mlp_layer_types", length=layers, default=None)
-    if words is not None and any(word not in ("dense", "sparse") for word in words):
+    if words is None:
+        return [i > 0 for i in range(layers)] if marks is None else marks
+    if any(word not in ("dense", "sparse") for word in words):
         raise c.fail("mlp_layer_types", "needs 'dense' or 'sparse' for each layer")
-    return [i > 0 for i in range(layers)] if words is None else [w == "sparse" for w in words]
+    sparse = [word == "sparse" for word in words]
+    if marks is not None and marks != sparse:
+        raise c.fail("moe_layer_freq", "is contradicted by mlp_layer_types")
+    return sparse
 
 
 def _mixers(c: Config, hidden: Quantity) -> dict[str, Block]:

@@ -103,7 +103,9 @@ def _moe(c: Config, hidden: Quantity, activation: str, bias: bool) -> MoE:
 def _mixers(c: Config, hidden: Quantity, kinds: set[str]) -> dict[str, Block]:
     bias = c.flag("mlp_bias", default=False)
     activation = c.choice("mlp_hidden_act", allowed=("relu2", "silu", "gelu"), default="relu2")
-    attends = c.flag("attention_bias", default=False)
+    why = "the versions of this family disagree about it"
+    c.expect("attention_bias", [False], why)
+    c.expect("tie_word_embeddings", [False], why)
     c.expect("sliding_window", [0], "this family has no sliding windows")
     mixers: dict[str, Block] = {
         ATTENTION: attention(
@@ -111,8 +113,6 @@ def _mixers(c: Config, hidden: Quantity, kinds: set[str]) -> dict[str, Block]:
             hidden,
             grouped=True,
             head_dim=128,
-            qkv_bias=attends,
-            o_bias=attends,
             rope=False,
             prefix="mixer.",
         ),
@@ -149,14 +149,13 @@ def _mtp(
     Names as serving engines load them (mtp.layers.{i}); embedding and head are the model's own.
     """
     vocabulary = c.int("vocab_size", symbol="V")
-    head = EMBED if c.data.get("tie_word_embeddings") is True else "lm_head.weight"
     ins = (
         Embedding(vocabulary, hidden, "embeddings.weight", tied=EMBED),
         Norm(hidden, "enorm"),
         Norm(hidden, "hnorm"),
         Projection(I=(2 * hidden).named("I"), O=hidden, name="eh_proj"),
     )
-    out = (Norm(hidden, "final_layernorm"), Head(vocabulary, hidden, head, name="head"))
+    out = (Norm(hidden, "final_layernorm"), Head(vocabulary, hidden, "lm_head.weight", name="head"))
     groups = []
     for i, kind in enumerate(kinds):
         blocks = (*(ins if i == 0 else ()), *layers[kind], *(out if i == len(kinds) - 1 else ()))

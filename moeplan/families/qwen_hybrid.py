@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from moeplan.families.common import attention, decoder, layer_groups, layer_types, pre_norm
+from moeplan.families.common import (
+    attention,
+    decoder,
+    layer_groups,
+    layer_types,
+    pre_norm,
+    rotated,
+)
 from moeplan.families.qwen import shared_expert_moe, sparse_layers
 from moeplan.families.reader import Config
 from moeplan.model.basic import Embedding, Head, Norm, Projection
@@ -70,6 +77,7 @@ def _mixers(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> 
         qk_norm="head",
         gate=True,
     )
+    full = rotated(c, full, 0.25)
     return {FULL: full, LINEAR: _delta_net(c, hidden, layout)}
 
 

@@ -54,7 +54,7 @@ class ExpertNames(NamedTuple):
     shared: str = "mlp.shared_experts."
     shared_gate: str = "mlp.shared_expert_gate"
     selection_bias: str = "mlp.gate.e_score_correction_bias"
-    selection_dims: tuple[str, ...] = ("E",)
+    selection_dims: tuple[str, ...] = ()  # where not one number for each scored expert
     table: str = "mlp.gate.tid2eid"
     input_scale: str = "router.scale"
     expert_scale: str = "router.per_expert_scale"
@@ -268,7 +268,7 @@ class MoE(Block):
         n = self.names
         out = []
         if self.routing.selection_bias:
-            out.append((n.selection_bias, n.selection_dims))
+            out.append((n.selection_bias, n.selection_dims or (self.scored,)))
         if self.V is not None:
             out.append((n.table, ("V", "k")))
         return tuple(Weight(name, dims, "router", matmul=False, buffer=True) for name, dims in out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moeplan.model.ops import Block, Kept, Op, Weight
+from moeplan.model.ops import Block, Kept, Op, Weight, pointwise
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
 
@@ -41,7 +41,7 @@ class HyperCollapse(Block):
         )
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
-        """The projection, and the weighted sum over streams (a multiply-add an element)."""
+        """The projection, and the weighted sum over streams (element-wise: no FLOPs)."""
         n = self._outputs()
         project = Op(
             name=f"{self.name}_weights",
@@ -55,15 +55,7 @@ class HyperCollapse(Block):
             kept=(Kept(f"{self.name}_streams", "T*hc*D"), Kept(f"{self.name}_w", f"T*({n})", 32)),
             shard="tokens",
         )
-        collapse = Op(
-            name=f"{self.name}_collapse",
-            kind="pointwise",
-            component="norms",
-            flops="2*T*hc*D",
-            read="T*hc*D",
-            write="T*D",
-            shard="tokens",
-        )
+        collapse = pointwise(f"{self.name}_collapse", "norms", "T*hc*D", "T*D")
         return project, collapse
 
 
@@ -79,13 +71,13 @@ class HyperExpand(Block):
         return ()
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
-        """Each new stream is a weighted sum of the hc old ones and the output: hc·(hc + 1)·D."""
+        """The hc x hc mixing matrix times the streams; adding the weighted output is element-wise."""
         return (
             Op(
                 name="residual",
                 kind="pointwise",
                 component="norms",
-                flops="2*T*hc*(hc + 1)*D",
+                flops="2*T*hc*hc*D",
                 read="T*(hc + 1)*D",
                 write="T*hc*D",
                 kept=(Kept("sublayer_out", "T*D"),),

@@ -25,6 +25,7 @@ __all__ = [
     "combine",
     "grouped_linear",
     "permute",
+    "router_input",
     "router_logits",
     "uses_kernels",
 ]
@@ -84,6 +85,34 @@ class _Router(torch.autograd.Function):
         d_x_TD = (d_TE @ wide[1]).to(x_TD.dtype) if wanted[0] else None
         d_w_ED = (d_TE.t() @ wide[0]).to(w_ED.dtype) if wanted[1] else None
         return d_x_TD, d_w_ED, bias_E
+
+
+class _RouterInput(torch.autograd.Function):
+    """Tokens over their root mean square, times a learned scale and D^-1/2; keeps the operands."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, scale_D: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TD, scale_D)
+        factor_D = scale_D.float() * x_TD.shape[1] ** -0.5
+        return (_normal(x_TD)[0] * factor_D).to(x_TD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_TD: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x_TD, scale_D = ctx.saved_tensors
+        root, (normal_TD, inverse_T1) = x_TD.shape[1] ** -0.5, _normal(x_TD)
+        d_normal_TD = d_TD.float() * scale_D.float() * root
+        along_T1 = (d_normal_TD * normal_TD).mean(-1, keepdim=True)
+        d_x_TD = (d_normal_TD - normal_TD * along_T1) * inverse_T1
+        d_scale_D = (d_TD.float() * normal_TD).sum(0) * root
+        return d_x_TD.to(x_TD.dtype), d_scale_D.to(scale_D.dtype)
+
+
+def _normal(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens over their root mean square in fp32, and what each was multiplied with."""
+    wide_TD = x_TD.float()
+    inverse_T1 = wide_TD.square().mean(-1, keepdim=True).add_(1e-6).rsqrt_()
+    return wide_TD * inverse_T1, inverse_T1
 
 
 class _Permute(torch.autograd.Function):
@@ -170,6 +199,11 @@ class _AddBias(torch.autograd.Function):
 def router_logits(x_TD: Tensor, w_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """The router's logits in fp32, [T, E]."""
     return _apply(_Router, x_TD, w_ED, bias_E)
+
+
+def router_input(x_TD: Tensor, scale_D: Tensor) -> Tensor:
+    """Normalised and scaled tokens, as Gemma 4's router reads them; [T, D] in x's dtype."""
+    return _apply(_RouterInput, x_TD, scale_D)
 
 
 def permute(x_TD: Tensor, weights_TK: Tensor | None, place_TK: Tensor) -> Tensor:

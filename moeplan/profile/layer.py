@@ -37,12 +37,13 @@ from moeplan.profile.routing import (
     select,
     sort_rows,
 )
+from moeplan.quantity import plain
 
 __all__ = ["Layer", "phase_names"]
 
 _KNOWN_FIELDS = frozenset(
-    "D E k F Fs Dl gated activation routing shared_gate router_bias expert_bias shared_bias "
-    "latent_bias stacked transposed down_transposed names".split()
+    "D E k F Fs Dl V gated activation routing shared_gate router_bias router_scales expert_bias "
+    "shared_bias latent_bias stacked transposed down_transposed names".split()
 )
 
 
@@ -60,6 +61,7 @@ class Layer(nn.Module):
     """
 
     selection_bias_E: Tensor | None
+    table_VK: Tensor | None
 
     def __init__(
         self,
@@ -110,11 +112,25 @@ class Layer(nn.Module):
         self.shared_up_bias_G = where(shared and block.shared_bias, G, fan_in=D)
         self.shared_down_bias_D = where(shared and block.shared_bias, D, fan_in=S)
         self.shared_gate_1D = where(block.shared_gate, 1, D)
-        selection_bias_E = None
-        if block.routing.selection_bias:
-            selection_bias_E = torch.empty(E, device=device, dtype=torch.float32)
+        self.router_scale_D = where(block.router_scales, D, fan_in=1)
+        self.expert_scale_E = where(block.router_scales, E, fan_in=1)
+        self._make_buffers(sizes, device, generator)
+
+    def _make_buffers(
+        self, sizes: dict[str, int], device: torch.device, generator: torch.Generator | None
+    ) -> None:
+        """What decides beside the scores: a selection bias, or the table of hash routing."""
+        selection_bias_E = table_VK = None
+        if self.block.routing.selection_bias:
+            selection_bias_E = torch.empty(sizes["E"], device=device, dtype=torch.float32)
             selection_bias_E.normal_(0, 0.01, generator=generator)
+        if self.block.V is not None:  # any K distinct experts for a token: consecutive ones
+            first_V1 = torch.empty((sizes["V"], 1), device=device, dtype=torch.int32)
+            first_V1.random_(sizes["E"], generator=generator)
+            step_K = torch.arange(self.k, device=device, dtype=torch.int32)
+            table_VK = (first_V1 + step_K) % sizes["E"]
         self.register_buffer("selection_bias_E", selection_bias_E)
+        self.register_buffer("table_VK", table_VK)
 
     @property
     def experts(self) -> Experts:
@@ -133,7 +149,7 @@ class Layer(nn.Module):
         """The same layer in fp32 with the `reference` backend; a copy of all weights."""
         device = self.router_ED.device
         twin = Layer(self.block, backend="reference", dtype=torch.float32, device=device)
-        twin.load_state_dict({name: value.float() for name, value in self.state_dict().items()})
+        twin.load_state_dict(self.state_dict())
         return twin
 
     def input(self, tokens: int, seed: int = 1) -> Tensor:
@@ -142,6 +158,24 @@ class Layer(nn.Module):
         if x_TD.is_meta:
             return x_TD
         return x_TD.normal_(generator=torch.Generator(x_TD.device).manual_seed(seed))
+
+    def route(self, x_TD: Tensor) -> Selected:
+        """The router's choice and weights alone, in no phase."""
+        return self._select(self._logits(x_TD), None)
+
+    def _logits(self, x_TD: Tensor) -> Tensor:
+        """The router's fp32 logits; with learned scales (Gemma 4), of its normalised input."""
+        if self.router_scale_D is not None:
+            x_TD = functions.router_input(x_TD, self.router_scale_D)
+        return functions.router_logits(x_TD, self.router_ED, self.router_bias_E)
+
+    def _select(self, logits_TE: Tensor, override_TK: Tensor | None) -> Selected:
+        """The choice; hash routing looks it up, with positions in the place of tokens' ids."""
+        if override_TK is None and self.table_VK is not None:
+            position_T = torch.arange(len(logits_TE), device=logits_TE.device)
+            override_TK = self.table_VK[position_T % len(self.table_VK)].long()
+        rule, bias_E, scale_E = self.block.routing, self.selection_bias_E, self.expert_scale_E
+        return select(logits_TE, rule, self.k, bias_E, override_TK, scale_E)
 
     def forward(
         self,
@@ -172,10 +206,9 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Rows]:
         phases = Phases(self.phase_names, hook)
         with phases("router"):
-            logits_TE = functions.router_logits(x_TD, self.router_ED, self.router_bias_E)
+            logits_TE = self._logits(x_TD)
         with phases("select"):
-            rule, bias_E = self.block.routing, self.selection_bias_E
-            selected = select(logits_TE, rule, self.k, bias_E, override_TK)
+            selected = self._select(logits_TE, override_TK)
             del logits_TE
             rows = sort_rows(selected.ids_TK, self.router_ED.shape[0])
         y_TD = self._routed(x_TD, selected, rows, phases)
@@ -223,5 +256,5 @@ def _check_known(block: MoE) -> None:
             continue
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if getattr(block, field.name) != default:
-            value = getattr(block, field.name)
+            value = plain(getattr(block, field.name))
             raise UserError(f"the measured layer does not build MoE.{field.name}={value!r}")

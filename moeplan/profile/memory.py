@@ -154,6 +154,8 @@ class _Walk:
             scores = 2 * scores  # what softplus read and what the root gave
         if rule.score == "sparsemixer":  # in each round: a mask, a softmax, the choice twice
             scores = self.env["k"] * (scores + self.TE)
+        if self.block.router_scales:  # the scaled input, the weights before their scales, those
+            scores = scores + self.TD * self.w + self.R * (_FP32 + self.w)
         kept = scores + self.R * (_INT64 + _FP32) + self.R * _INT64 + _INT32 * self.env["E"]
         if rule.renormalise and rule.score not in ("softmax_topk", "sparsemixer"):
             kept = kept + self.R * _FP32 + self.T * _FP32  # weights before, and their sums

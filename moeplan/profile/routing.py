@@ -69,12 +69,13 @@ def select(
     k: int,
     bias_E: Tensor | None = None,
     override_TK: Tensor | None = None,
+    expert_scale_E: Tensor | None = None,
 ) -> Selected:
     """Choose k experts for each token from fp32 logits.
 
     bias_E moves the choice and not the weights (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
-    override_TK: choices to take instead; their weights still come from the scores. Gradients flow
-    through the weights alone.
+    override_TK: choices to take instead; their weights still come from the scores. expert_scale_E:
+    a learned factor on each expert's weights (Gemma 4). Gradients flow through the weights alone.
     """
     if rule.score == "sparsemixer":
         return _sparsemixer(logits_TE, k, override_TK)
@@ -91,6 +92,8 @@ def select(
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
     if rule.scale != 1.0:
         weights_TK = weights_TK * rule.scale
+    if expert_scale_E is not None:
+        weights_TK = weights_TK * expert_scale_E[ids_TK]
     return Selected(ids_TK, weights_TK)
 
 

@@ -103,16 +103,16 @@ def _heads(names: Sequence[str], widths: Sequence[int], room: int | None) -> lis
     """The columns' names, broken into lines where the longest do not fit beside each other."""
     if room is None:
         return list(names)
-    longest = max(len(name) for name in names)
-    for most in range(longest, 0, -1):
+    heads = list(names)
+    for most in range(max(len(name) for name in names), 0, -1):
         heads = [_folded(name, max(most, w)) for name, w in zip(names, widths, strict=True)]
         wide = [
             max(w, *(len(line) for line in head.split("\n")))
             for head, w in zip(heads, widths, strict=True)
         ]
         if sum(w + COLUMN_GAP for w in wide) <= room:
-            return heads
-    return list(names)
+            break
+    return heads
 
 
 def _folded(name: str, most: int) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 from typing import Any
 
-from moeplan.quantity import Quantity
+from moeplan.quantity import Later, Quantity
 
 __all__ = ["explain_lines", "pretty"]
 
@@ -38,32 +39,47 @@ def _headline(name: str, q: Quantity) -> str:
     return f"{text}   ({q.note})" if q.note else text
 
 
-def explain_lines(name: str, found: Any, depth: int | None = None) -> Iterator[str]:
+def explain_lines(
+    name: str, found: Any, depth: int | None = None, width: int | None = None
+) -> Iterator[str]:
     """Lines of text, indented with branches; sections list what they hold.
 
-    Inputs that appeared above in full are not opened again.
+    Inputs that appeared above in full are not opened again. Lines longer than `width` columns are
+    continued under their own text.
     """
-    seen: set[int] = set()
-    yield from _node(name, found, "", "", depth, seen)
+    for lead, follow, text in _node(name, found, "", "", depth, set()):
+        room = None if width is None else max(width - len(follow), _LEAST_ROOM)
+        if room is None or len(text) <= room:
+            yield lead + text
+            continue
+        first, *rest = wrap(text, room - len(_INDENT), break_on_hyphens=False)
+        yield lead + first
+        yield from (follow + _INDENT + line for line in rest)
+
+
+_INDENT = "    "  # of what continues a line
+_LEAST_ROOM = 24  # columns for the text of a very deep branch
 
 
 def _node(
     name: str, found: Any, lead: str, follow: str, depth: int | None, seen: set[int]
-) -> Iterator[str]:
+) -> Iterator[tuple[str, str, str]]:
+    """(what stands before the text, what stands before its continuation, the text)."""
+    found = found() if isinstance(found, Later) else found
     if isinstance(found, Quantity):
-        yield lead + _headline(name, found)
+        yield lead, follow, _headline(name, found)
         if id(found) in seen or depth == 0:
             return
         seen.add(id(found))
         children: list[tuple[str, Any]] = list(found.inputs.items())
     elif isinstance(found, Mapping):
-        yield f"{lead}{name}"
+        yield lead, follow, name
         children = [(str(k), v) for k, v in found.items()]
     elif isinstance(found, list):
-        yield f"{lead}{name}"
+        yield lead, follow, name
         children = [(str(i), v) for i, v in enumerate(found)]
     else:
-        yield f"{lead}{name} = {_number(found)}"
+        yield lead, follow, f"{name} = {_number(found)}"
         return
     below = None if depth is None else depth - 1
     for number, (key, child) in enumerate(children):

@@ -10,22 +10,45 @@ from typing import Any
 
 import pytest
 
-__all__ = ["ALTERED", "BASES", "NO_CLASS", "SHARED", "altered", "base", "load", "merged"]
+__all__ = ["ALTERED", "BASES", "SHARED", "altered", "base", "load", "merged"]
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "configs"
 DROP = object()
 
-# Families whose architecture transformers does not have, and what their counts rest on instead.
-NO_CLASS = {
-    "deepseek": "published counts; the class lives in the model's own repository",
-    "grok-1": "published counts; released as JAX code",
-}
-
 # Small models that no real file is at hand for, and the real files that alterations start from.
 BASES: dict[str, dict[str, Any] | str] = {
     "dbrx": "databricks__dbrx-base",
+    "gemma4_text": {
+        "model_type": "gemma4_text",
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "moe_intermediate_size": 96,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "global_head_dim": 64,
+        "enable_moe_block": True,
+        "hidden_size_per_layer_input": 0,
+        "num_experts": 6,
+        "top_k_experts": 2,
+        "sliding_window": 64,
+        "vocab_size": 1000,
+    },
     "gpt_oss": "openai__gpt-oss-20b",
     "granitemoe": "ibm-granite__granite-3.1-3b-a800m-instruct",
+    "hunyuan_v1_moe": {
+        "model_type": "hunyuan_v1_moe",
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 6,
+        "moe_topk": 2,
+        "vocab_size": 1000,
+    },
     "llama": "meta-llama__Meta-Llama-3.1-8B",
     "llama4": "meta-llama__Llama-4-Scout-17B-16E-Instruct",
     "llama4_text": {
@@ -37,6 +60,18 @@ BASES: dict[str, dict[str, Any] | str] = {
         "num_key_value_heads": 2,
         "num_local_experts": 4,
         "num_experts_per_tok": 1,
+        "vocab_size": 1000,
+    },
+    "minimax": {
+        "model_type": "minimax",
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
         "vocab_size": 1000,
     },
     "minimax_m2": "MiniMaxAI__MiniMax-M2.5",
@@ -89,6 +124,10 @@ ALTERED: dict[str, list[dict[str, Any]]] = {
         {"n_layers": 3, "n_heads": 24, "attn_config": {"kv_n_heads": 6}},
         {"n_layers": 2, "ffn_config": {"moe_num_experts": 5, "ffn_hidden_size": 999}},
     ],
+    "gemma4_text": [
+        {"num_hidden_layers": 7, "attention_k_eq_v": True, "num_global_key_value_heads": 2},
+        {"num_kv_shared_layers": 1, "layer_types": [SLIDING, FULL] * 3, "num_experts": 5},
+    ],
     "gpt_oss": [
         {"num_hidden_layers": 3, "layer_types": DROP, "attention_bias": False},
         {
@@ -104,6 +143,10 @@ ALTERED: dict[str, list[dict[str, Any]]] = {
     "granitemoe": [
         {"num_hidden_layers": 3, "attention_bias": True, "tie_word_embeddings": False},
         {"num_hidden_layers": 2, "num_key_value_heads": DROP, "num_local_experts": 9},
+    ],
+    "hunyuan_v1_moe": [
+        {"num_key_value_heads": 8, "num_experts": 5},
+        {"head_dim": 48, "attention_bias": True, "tie_word_embeddings": True},
     ],
     "llama": [
         {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
@@ -133,6 +176,10 @@ ALTERED: dict[str, list[dict[str, Any]]] = {
     "llama4_text": [
         {"layer_types": [FULL, CHUNKED] * 3, "num_experts_per_tok": 2, "num_local_experts": 5},
         {"moe_layers": [0], "tie_word_embeddings": True},
+    ],
+    "minimax": [
+        {"layer_types": [LINEAR, LINEAR, FULL] * 2, "num_local_experts": 5},
+        {"head_dim": 48, "num_key_value_heads": 4, "tie_word_embeddings": True},
     ],
     "minimax_m2": [
         {"num_hidden_layers": 2, "head_dim": DROP, "num_local_experts": 12},

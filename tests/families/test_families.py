@@ -9,6 +9,7 @@ import pytest
 from moeplan.errors import UserError
 from moeplan.estimation.memory import weight_bytes
 from moeplan.families import read_config
+from moeplan.model.attention import Attention
 from moeplan.model.ffn import MoE
 from moeplan.model.spec import Group, ModelSpec
 from moeplan.quantity import evaluate, plain
@@ -161,6 +162,21 @@ def test_routing(family: str, score: str, renormalise: bool, biased: bool) -> No
     assert moe.routing.score == score
     assert moe.routing.renormalise is renormalise
     assert moe.routing.selection_bias is biased
+
+
+def test_rotated_dimensions_of_a_head() -> None:
+    stems = {
+        "Qwen__Qwen3-Next-80B-A3B-Instruct": 64,  # a quarter of 256
+        "Qwen__Qwen3.5-35B-A3B": 64,  # the factor stands in rope_parameters
+        "MiniMaxAI__MiniMax-M2.5": 64,
+        "zai-org__GLM-4.5-Air": 64,  # half of 128
+    }
+    for stem, width in stems.items():
+        mixer = spec_of(stem).first(Attention)
+        assert mixer is not None
+        assert plain(mixer.dr) == width
+    with pytest.raises(UserError, match="partial_rotary_factor"):
+        spec_of("Qwen__Qwen3-Next-80B-A3B-Instruct", partial_rotary_factor=1.5)
 
 
 def test_layers_share_one_block_per_kind() -> None:

@@ -100,7 +100,7 @@ def test_a_misspelt_key_is_found(key: str) -> None:
         ({"torch_dtype": "float8"}, "torch_dtype"),
         ({"torch_dtype": {}}, "torch_dtype"),
         ({"model_type": "qwen3_mo"}, "did you mean 'qwen3_moe'?"),
-        ({"model_type": "no such model"}, "which is not read; known: "),
+        ({"model_type": "no such model"}, "which is not read; `moeplan families` lists all"),
         ({"model_type": ["qwen3_moe"]}, "model_type is ['qwen3_moe'], which is not read"),
         ({"model_type": DROP}, "key model_type is missing"),
     ],
@@ -181,9 +181,10 @@ def test_nested_objects_are_named_with_their_keys() -> None:
 
 
 def test_what_is_not_an_object_of_keys_is_refused() -> None:
-    for junk in ([], "x", 3, None, {1: 2}):
+    junks: tuple[Any, ...] = ([], "x", 3, None, {1: 2})
+    for junk in junks:
         with pytest.raises(UserError, match="an object of keys is needed"):
-            read_config(junk, "config.json")  # type: ignore[arg-type]
+            read_config(junk, "config.json")
 
 
 def test_values_are_shown_on_one_short_line() -> None:
@@ -192,6 +193,13 @@ def test_values_are_shown_on_one_short_line() -> None:
         assert "\n" not in shown(value)
     spec = read_config({**SMALL, "colour\nof the \x1b[31msky": 1}, "config.json")
     assert all(name.isprintable() for name in spec.unread)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, 1e300, "1", True])
+def test_a_real_number_is_finite_and_a_number(value: Any) -> None:
+    with pytest.raises(UserError, match=r"config\.json: routed_scaling_factor is"):
+        Config({"routed_scaling_factor": value}, "config.json").number("routed_scaling_factor")
+    assert Config({"a": 2}, "config.json").number("a") == 2.0
 
 
 def test_a_key_read_twice_keeps_its_source() -> None:

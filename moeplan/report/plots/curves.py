@@ -139,15 +139,20 @@ def _tokens(x: float, _: Any = None) -> str:
 def _memory_lines(ax: Axes, estimates: Sequence[Estimate]) -> None:
     """One line a GPU: its memory, where the curves come near it."""
     low, high = ax.get_ylim()
-    for e in {e.gpu.id: e for e in estimates}.values():
-        held = e.gpu.memory_bytes.value
-        if held > high * 3:
-            continue
-        ax.axhline(held, color=INK, linestyle=(0, (4, 2)), linewidth=1)
+    every = {e.gpu.id: e.gpu.memory_bytes.value for e in estimates}
+    near = sorted((held, gpu) for gpu, held in every.items() if held <= high * 3)
+    for place, (held, gpu) in enumerate(near):
+        ax.axhline(held, color=INK, linestyle=(0, (4, 2)), linewidth=1, gid=f"memory {gpu}")
+        # names stand one after the other: GPUs of like memory have lines close together
         ax.annotate(
-            f"memory of one {e.gpu.id}: {fmt_bytes(held)}", (CONTEXTS[0], held), (4, 3),
-            textcoords="offset points", size=8, color=INK,
-        )  # fmt: skip
+            f"memory of one {gpu}: {brief(fmt_bytes(held))}",
+            (0.01 + 0.36 * (place % 3), held),
+            (0, 3),
+            xycoords=ax.get_yaxis_transform(),
+            textcoords="offset points",
+            size=8,
+            color=INK,
+        )
     ax.set_ylim(low, max(high, ax.get_ylim()[1]))
 
 
@@ -193,7 +198,9 @@ def plot_all_to_all(estimates: Sequence[Estimate]) -> Figure:
             if curve is None:
                 continue
             style = model_style(index)
-            how = {"color": style.colour, "marker": style.marker, "label": name}
+            how: dict[str, Any] = {"color": style.colour, "marker": style.marker, "label": name}
+            # earlier models are larger, so that an equal curve shows around a later one
+            how["markersize"] = 4.5 + min(4.5, 0.9 * (len(curves) - 1 - index))
             lines += near.plot(curve.x, curve.y / unit, linestyle="-", gid=f"same {index}", **how)
             far.plot(curve.x, curve.far / unit, linestyle="--", gid=f"other {index}", **how)
         for ax, title in ((near, "inside the node (solid)"), (far, "to other nodes (dashed)")):

@@ -38,7 +38,8 @@ def plot_parameters(estimates: Sequence[Estimate]) -> Figure:
             style = model_style(index)
             ax.plot(
                 [active], [total], linestyle="", marker=style.marker, color=style.colour,
-                markersize=8, markeredgecolor="white", label=name, gid=f"model {index}", zorder=4,
+                markersize=7 + min(5, len(points) - 1 - index),  # equal points both show
+                markeredgecolor="white", label=name, gid=f"model {index}", zorder=4,
             )  # fmt: skip
         _frame(ax, points)
         figure = sheet.finish(

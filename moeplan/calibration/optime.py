@@ -1,0 +1,99 @@
+"""What all op-time models share: constants with meaning, the device's rates, the smooth maximum.
+
+Every kind of op has one model t = t_0 + (t_c⁴ + t_m⁴)^¼ over arrays of shapes: a fixed cost, the time
+of the tiles that it computes, the time of the bytes that it moves. A model is a class with its
+constants, `prepare` (what does not depend on them, once) and `seconds` (the rest, for each trial of
+a fit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from moeplan.calibration.points import Points
+from moeplan.cluster.hardware import Gpu
+
+__all__ = ["Constant", "Constants", "Device", "Features", "OpModel", "device_of", "smooth_max"]
+
+_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Constants: TypeAlias = "Mapping[str, float]"
+Features: TypeAlias = "Mapping[str, Any]"
+Scale: TypeAlias = Literal["matrix", "memory", "none"]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A fitted number: unit, meaning, where the search starts and between what it stays.
+
+    scale: the datasheet rate in whose proportion it is carried to another GPU. default: its value
+    where the points say nothing about it.
+    """
+
+    unit: str
+    meaning: str
+    start: float
+    low: float
+    high: float
+    scale: Scale = "none"
+    default: float | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """Datasheet rates of one GPU: FLOP/s (dense, bf16), B/s, and its multiprocessors.
+
+    shared_memory: bytes of a multiprocessor that tiles in flight share.
+    """
+
+    id: str
+    matrix: float
+    memory: float
+    multiprocessors: int
+    shared_memory: float = 228 * 1024
+
+
+class OpModel(Protocol):
+    """The op-time model of one kind of op."""
+
+    kind: ClassVar[str]
+    constants: ClassVar[Mapping[str, Constant]]
+
+    def prepare(self, points: Points, device: Device) -> Features:
+        """What the time depends on besides the constants."""
+
+    def seconds(self, features: Features, constants: Constants) -> _Array:
+        """Seconds of each point."""
+
+    def floor(self, features: Features, device: Device) -> _Array:
+        """Seconds that the datasheet allows: max(FLOPs / peak, bytes / bandwidth)."""
+
+    def regimes(self, features: Features) -> _Array:
+        """The name of the regime in which each point's error is judged."""
+
+    def informed(self, features: Features) -> set[str]:
+        """The constants that these points say something about."""
+
+    def fitted(self, features: Features) -> _Array:
+        """Which points a fit uses; the others are only judged by it."""
+
+
+def smooth_max(a: _Array, b: _Array) -> _Array:
+    """(a⁴ + b⁴)^¼: the larger of two times, and up to 19 % more where they are alike."""
+    top = np.maximum(a, b)
+    ratio = np.minimum(a, b) / np.maximum(top, 1e-300)
+    out: _Array = top * (1 + ratio**4) ** 0.25
+    return out
+
+
+def device_of(gpu: Gpu) -> Device:
+    """The rates that op times are scaled by. A GPU without a bf16 rate takes fp16's.
+
+    Where the number of multiprocessors is not known, 132 (those of an H200) stand in.
+    """
+    name = next((name for name in ("bf16", "fp16") if name in gpu.peaks), next(iter(gpu.peaks)))
+    units = gpu.sm_count.value if gpu.sm_count is not None else 132
+    return Device(gpu.id, float(gpu.peaks[name].value), float(gpu.memory_bandwidth.value), int(units))

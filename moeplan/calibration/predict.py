@@ -1,0 +1,147 @@
+"""Times of points by a calibration: lower, expected, upper, and whether the shapes were in range."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+
+from moeplan.calibration.calibrate import shape_columns
+from moeplan.calibration.errors import Errors, errors_by_regime
+from moeplan.calibration.optime import Device, device_of
+from moeplan.calibration.points import Points
+from moeplan.calibration.store import Calibration, OpFit
+from moeplan.cluster.hardware import gpu
+
+__all__ = ["OUTPUT_COLUMNS", "Predicted", "coverage", "predict", "write_predicted"]
+
+_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+CHUNK = 8192  # points at a time: the arrays of all tile choices then stay small
+PER_DOUBLING = 0.25  # how much a factor of two beyond the calibrated range widens the band
+WIDEST = 4.0
+
+OUTPUT_COLUMNS = ("lower_ms", "expected_ms", "upper_ms", "band", "outside")
+"""What a prediction adds to the columns of its points. band: half the width of the band in parts of
+the expected time. outside: numbers of the shape that lie outside of what was calibrated."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Seconds of each point.
+
+    floor: what the datasheet allows. outside: names of the numbers out of range, joined by spaces.
+    """
+
+    lower: _Array
+    expected: _Array
+    upper: _Array
+    floor: _Array
+    regimes: _Array
+    outside: _Array
+
+    @property
+    def band(self) -> _Array:
+        """Half the width of the band in parts of the expected time."""
+        half: _Array = (self.upper - self.lower) / 2 / self.expected
+        return half
+
+    def errors(self, measured: _Array) -> list[Errors]:
+        """Errors by regime against measured seconds."""
+        return errors_by_regime(self.regimes, self.expected, measured, self.floor)
+
+
+def predict(points: Points, found: Calibration, device: Device | None = None) -> Predicted:
+    """Lower, expected and upper seconds of every point.
+
+    The band is that of the calibration's errors on held-out points of the same regime; it is wider
+    where a shape lies outside of the calibrated range. `device` gives the rates of a device that
+    is no GPU of the data files. Raises UserError where the calibration lacks the points' kind.
+    """
+    fit = found.fit_of(points.kind)
+    rates = device_of(gpu(found.device)) if device is None else device
+    starts = range(0, len(points), CHUNK)
+    pieces = [_piece(points.take(np.arange(s, min(s + CHUNK, len(points)))), fit, rates) for s in starts]
+    expected, floor, regimes = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    low, high = _bands(fit, regimes)
+    factor, outside = _outside(points, fit)
+    return Predicted(
+        lower=expected * low**factor,
+        expected=expected,
+        upper=expected * high**factor,
+        floor=floor,
+        regimes=regimes,
+        outside=outside,
+    )
+
+
+def _piece(points: Points, fit: OpFit, device: Device) -> tuple[_Array, _Array, _Array]:
+    model = fit.model
+    features = model.prepare(points, device)
+    seconds = model.seconds(features, fit.constants)
+    return seconds, model.floor(features, device), model.regimes(features)
+
+
+def _bands(fit: OpFit, regimes: _Array) -> tuple[_Array, _Array]:
+    names, place = np.unique(regimes, return_inverse=True)
+    table = np.array([fit.band(str(name)) for name in names])
+    return table[place, 0], table[place, 1]
+
+
+def _outside(points: Points, fit: OpFit) -> tuple[_Array, _Array]:
+    """Exponent on the band, and the names of what is out of range, of each point."""
+    distance = np.zeros(len(points))
+    names = np.full(len(points), "", dtype=object)
+    for name, column in shape_columns(points).items():
+        if name not in fit.ranges:
+            continue
+        least, most = fit.ranges[name]
+        away = np.maximum(np.log2(np.maximum(column, 1) / most), np.log2(least / np.maximum(column, 1)))
+        out = away > 1e-9
+        distance += np.where(out, away, 0)
+        names[out] += f" {name}"
+    factor = np.minimum(1 + PER_DOUBLING * distance, WIDEST)
+    return factor, np.char.strip(names.astype(str))
+
+
+def coverage(predicted: Predicted, measured: _Array) -> float:
+    """The part of the measured times that lies in the band."""
+    inside = (predicted.lower <= measured) & (measured <= predicted.upper)
+    return float(inside.mean())
+
+
+def write_predicted(points: Points, predicted: Predicted, file: IO[str], form: str) -> None:
+    """Write one row a point, its columns and OUTPUT_COLUMNS, as ``csv`` or ``json``."""
+    header = [*points.columns, *OUTPUT_COLUMNS]
+    if points.seconds is not None:
+        header.append("measured_ms")
+    rows = _rows(points, predicted)
+    if form == "json":
+        json.dump([dict(zip(header, row, strict=True)) for row in rows], file, indent=1)
+        file.write("\n")
+    else:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _rows(points: Points, predicted: Predicted) -> Iterator[tuple[Any, ...]]:
+    def ms(seconds: _Array) -> list[float]:
+        return [float(f"{1e3 * s:.6g}") for s in seconds.tolist()]
+
+    columns: list[list[Any]] = [column.tolist() for column in points.columns.values()]
+    columns += [ms(predicted.lower), ms(predicted.expected), ms(predicted.upper)]
+    columns += [np.round(predicted.band, 4).tolist(), predicted.outside.tolist()]
+    if points.seconds is not None:
+        columns.append(ms(points.seconds))
+    return zip(*columns, strict=True)
+
+
+def form_of(path: str | Path) -> str:
+    """``json`` for a path that ends so, else ``csv``."""
+    return "json" if Path(path).suffix.lower() == ".json" else "csv"

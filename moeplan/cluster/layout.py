@@ -1,0 +1,416 @@
+"""How a model is laid out on GPUs: degrees of parallelism, what is legal, and what an error says.
+
+Degrees (GPUs that share one copy of something):
+  tp   tensor parallel: heads, FFN widths and the vocabulary are divided (with `sp`, what it
+       cannot divide is divided by tokens)
+  cp   context parallel: the tokens of a sequence are divided
+  pp   pipeline parallel: layers are divided; `vpp` chunks of them on each rank (interleaving)
+  dp   data parallel: sequences are divided
+  ep   expert parallel: whole experts are divided; etp: each expert's width is divided
+  edp  expert data parallel: copies of an expert; it follows from the others
+Attention and everything dense fill the cluster as tp·cp·dp·pp, experts as etp·ep·edp·pp: the two
+share pp only (Megatron Core's parallel folding).
+
+Rules are rows: a predicate over the symbols, and a message that shows the numbers. One layout
+gives the messages of all rules it breaks, arrays give a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+from moeplan.arrays import is_array, np
+from moeplan.errors import UserError, near_miss
+from moeplan.quantity import Number, Quantity, Source, evaluate, plain
+
+__all__ = [
+    "NUMBERS",
+    "Layout",
+    "Order",
+    "Overlap",
+    "Recompute",
+    "Rule",
+    "Schedule",
+    "Split",
+    "broken_rules",
+    "check",
+    "legal",
+    "rules",
+]
+
+Schedule: TypeAlias = Literal["1f1b", "interleaved", "zero-bubble", "dualpipe"]
+"""Order of forward and backward passes: PipeDream-flush, its interleaved form (Megatron-LM),
+ZB-H1 (arXiv 2401.10241), DualPipe (DeepSeek-V3, arXiv 2412.19437)."""
+
+Recompute: TypeAlias = Literal["none", "selective", "full"]
+"""What the backward pass computes again: nothing, the cheap rows (norms, activations, latents'
+expansions), or whole layers from their inputs. "selective" may name groups: selective:norm+..."""
+
+Overlap: TypeAlias = Literal["none", "usual", "all-to-all", "dualpipe"]
+"""Which messages run under compute; see `moeplan.parallel.step.OVERLAPS`."""
+
+Order: TypeAlias = Literal["tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp"]
+"""Ranks from the fastest varying degree to the slowest, as Megatron-LM names them."""
+
+Split: TypeAlias = "str | tuple[int, ...]"
+"""Layers of the (virtual) stages: "even" (they differ by one at most, the ends get fewer), "full"
+(as many as the largest needs, from the front; the last takes what is left), "balanced" (even, with
+the embedding and the head counted as a layer each), or a list."""
+
+NUMBERS = ("tp", "pp", "vpp", "dp", "cp", "ep", "etp", "zero", "microbatch", "batch")
+_SPLITS = ("even", "full", "balanced")
+_KINDS: dict[str, tuple[str, ...]] = {
+    "schedule": get_args(Schedule),
+    "recompute": get_args(Recompute),
+    "overlap": get_args(Overlap),
+    "order": get_args(Order),
+}
+_ALIASES = {
+    "mbs": "microbatch",
+    "gbs": "batch",
+    "vp": "vpp",
+    "global_batch": "batch",
+    "micro_batch": "microbatch",
+    "layers": "split",
+}
+# What selective recomputation may leave out, as the rows name it (`Kept.drop`).
+DROPS = ("norm", "activation", "up_projection", "dispatch", "permute")
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Degrees and choices of one layout, or of many (numeric fields may be float64 arrays).
+
+    zero: 0 every data-parallel rank holds all state, 1 divides optimizer and main parameters
+    (the distributed optimizer), 2 also gradients, 3 also weights. microbatch: sequences of a
+    microbatch on one data-parallel rank. batch: sequences of a step on all GPUs; gradient
+    accumulation follows from both. selective: groups that selective recomputation drops.
+    """
+
+    tp: Any = 1
+    pp: Any = 1
+    vpp: Any = 1
+    dp: Any = 1
+    cp: Any = 1
+    ep: Any = 1
+    etp: Any = 1
+    zero: Any = 1
+    microbatch: Any = 1
+    batch: Any = None
+    sp: bool = True
+    schedule: Schedule = "1f1b"
+    recompute: Recompute = "none"
+    selective: tuple[str, ...] = ("norm", "activation", "up_projection")
+    overlap: Overlap = "usual"
+    order: Order = "tp-cp-ep-dp-pp"
+    split: Split = "even"
+
+    def __post_init__(self) -> None:
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)) or is_array(value):
+                object.__setattr__(self, name, np.asarray(value, dtype=np.float64))
+            elif value is not None and not isinstance(value, Quantity):
+                _check_number(name, value)
+        if self.batch is None:  # one microbatch for each stage of the pipeline
+            per_rank = plain(self.microbatch) * plain(self.dp) * plain(self.pp)
+            object.__setattr__(self, "batch", per_rank)
+        for name, allowed in _KINDS.items():
+            _check_word(name, getattr(self, name), allowed)
+        for group in self.selective:
+            _check_word("recompute=selective", group, DROPS)
+        if isinstance(self.split, str):
+            _check_word("split", self.split, _SPLITS)
+
+    @classmethod
+    def parse(cls, text: str, *, gpus: int | None = None) -> Layout:
+        """Read ``tp=2,pp=8,ep=64,schedule=interleaved,recompute=selective:norm,layers=8+8``.
+
+        dp is what the other degrees leave of `gpus`, where it is not given. Raises `UserError`.
+        """
+        given: dict[str, Any] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = (s.strip() for s in item.partition("="))
+            name = _ALIASES.get(key, key)
+            known = {*_field_names(), *_ALIASES}
+            if not equals or not value:
+                raise UserError(f"--layout: {item!r} must be written name=value, such as tp=8")
+            if name not in _field_names():
+                raise UserError(
+                    f"--layout: unknown name {key!r}{near_miss(key, known)}; known are "
+                    f"{', '.join(sorted(known))}"
+                )
+            if name in given:
+                raise UserError(f"--layout: {key!r} is given twice")
+            given |= _parsed(name, value)
+        if "dp" not in given and gpus is not None:
+            others = 1
+            for name in ("tp", "cp", "pp"):
+                others *= given.get(name, 1)
+            if others and gpus % others:
+                raise UserError(
+                    f"--layout: tp*cp*pp = {given.get('tp', 1)}*{given.get('cp', 1)}*"
+                    f"{given.get('pp', 1)} = {others} does not divide the {gpus} GPUs"
+                )
+            given["dp"] = gpus // others if others else 1
+        return cls(**given)
+
+    def __str__(self) -> str:
+        """The layout as `parse` reads it, without values that are the defaults."""
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Quantity):
+                value = value.value
+            shown = field.name == "batch" or is_array(value) or value != field.default
+            if field.name == "selective" or not shown:
+                continue
+            if field.name == "recompute" and value == "selective":
+                value = f"selective:{'+'.join(self.selective)}"
+            if isinstance(value, tuple):
+                value = "+".join(map(str, value))
+            parts.append(f"{field.name}={value if not isinstance(value, bool) else int(value)}")
+        return ",".join(parts)
+
+    @cached_property
+    def values(self) -> dict[str, Number]:
+        """Bare numbers by name, with what follows from them.
+
+        world: GPUs. pool: GPUs of one pipeline stage (tp·cp·dp). edp: copies of an expert.
+        m: microbatches of a step on one data-parallel rank (gradient accumulation).
+        """
+        v = {name: plain(getattr(self, name)) for name in NUMBERS}
+        v["pool"] = v["tp"] * v["cp"] * v["dp"]
+        v["world"] = v["pool"] * v["pp"]
+        v["expert"] = v["ep"] * v["etp"]
+        v["replica"] = v["microbatch"] * v["dp"]
+        with np.errstate(all="ignore") if self.is_many else _Nothing():
+            v["edp"] = _divided(v["pool"], v["expert"])
+            v["m"] = _divided(v["batch"], v["replica"])
+        return v
+
+    @property
+    def is_many(self) -> bool:
+        """Whether any field is an array."""
+        return any(is_array(plain(getattr(self, name))) for name in NUMBERS)
+
+    @property
+    def explained(self) -> Layout:
+        """The same with each number as a quantity of its own, for explanations."""
+        given = {}
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, Quantity):
+                source = Source("user", f"layout, {name}")
+                given[name] = Quantity.given(value, symbol=name, source=source)
+        return replace(self, **given)
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _divided(a: Number, b: Number) -> Number:
+    if is_array(a) or is_array(b):
+        return a / b
+    return a // b if b and a % b == 0 else a / b if b else float("nan")
+
+
+def _field_names() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(Layout) if f.name != "selective")
+
+
+def _parsed(name: str, value: str) -> dict[str, Any]:
+    if name in NUMBERS:
+        try:
+            return {name: int(value.replace("_", ""))}
+        except ValueError:
+            raise UserError(f"--layout: {name}={value!r} must be a whole number") from None
+    if name == "sp":
+        if value.lower() not in ("0", "1", "true", "false", "on", "off"):
+            raise UserError(f"--layout: sp={value!r} must be 0 or 1")
+        return {"sp": value.lower() in ("1", "true", "on")}
+    if name == "recompute" and value.startswith("selective:"):
+        groups = tuple(value.partition(":")[2].split("+"))
+        return {"recompute": "selective", "selective": groups}
+    if name == "split" and value[:1].isdigit():
+        try:
+            return {"split": tuple(int(n) for n in value.split("+"))}
+        except ValueError:
+            raise UserError(
+                f"--layout: layers={value!r} must be a list such as 8+8+7, or one of "
+                f"{', '.join(_SPLITS)}"
+            ) from None
+    return {name: value}
+
+
+def _check_number(name: str, value: Any) -> None:
+    least = 0 if name == "zero" else 1
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise UserError(f"layout: {name}={value!r} must be a whole number of at least {least}")
+    if value < least or (name == "zero" and value > 3):
+        allowed = "0, 1, 2 or 3" if name == "zero" else "a whole number of at least 1"
+        raise UserError(f"layout: {name}={value!r} must be {allowed}")
+
+
+def _check_word(name: str, word: str, allowed: tuple[str, ...]) -> None:
+    if word not in allowed:
+        raise UserError(
+            f"layout: {name}={word!r} is not known, it is one of {', '.join(allowed)}"
+            f"{near_miss(str(word), allowed)}"
+        )
+
+
+# ------------------------------------------------------------------------------------ rules
+class Rule(NamedTuple):
+    """name; formula that is true where it holds; what to say where it does not (over symbols)."""
+
+    name: str
+    holds: str
+    message: str
+
+
+_WHOLE = tuple(
+    Rule(
+        f"{name} is whole",
+        f"({name} % 1 == 0) & ({name} >= {0 if name == 'zero' else 1})"
+        + (" & (zero <= 3)" if name == "zero" else ""),
+        f"{name}={{{name}}} must be "
+        + ("0, 1, 2 or 3" if name == "zero" else "a whole number of at least 1"),
+    )
+    for name in NUMBERS
+)
+_ALWAYS = (
+    *_WHOLE,
+    Rule(
+        "world",
+        "world == gpus",
+        "tp*cp*pp*dp = {tp}*{cp}*{pp}*{dp} = {world} must be the {gpus} GPUs",
+    ),
+    Rule(
+        "accumulation",
+        "batch % replica == 0",
+        "microbatch*dp = {microbatch}*{dp} = {replica} does not divide batch={batch}",
+    ),
+    Rule(
+        "stages",
+        "pp*vpp <= L",
+        "pp*vpp = {pp}*{vpp} stages are more than the {L} layers",
+    ),
+)
+_EXPERTS = (
+    Rule("ep", "E % ep == 0", "ep={ep} does not divide the {E} experts"),
+    Rule("etp", "F % etp == 0", "etp={etp} does not divide the expert width {F}"),
+    Rule(
+        "expert group",
+        "pool % expert == 0",
+        "ep*etp = {ep}*{etp} = {expert} does not divide tp*cp*dp = {tp}*{cp}*{dp} = {pool}",
+    ),
+)
+_NO_EXPERTS = (
+    Rule("ep", "ep*etp == 1", "ep*etp = {ep}*{etp} = {expert}, and the model has no experts"),
+)
+_SCHEDULES: dict[Schedule, tuple[Rule, ...]] = {
+    "1f1b": (Rule("vpp", "vpp == 1", "vpp={vpp} needs schedule=interleaved"),),
+    "interleaved": (
+        Rule("interleaving", "(pp > 1) & (vpp > 1)", "interleaved needs pp={pp} and vpp={vpp} > 1"),
+        Rule(
+            "rounds",
+            "m % pp == 0",
+            "interleaved needs pp={pp} to divide the {m} microbatches "
+            "(batch/(microbatch*dp) = {batch}/({microbatch}*{dp}))",
+        ),
+    ),
+    "zero-bubble": (
+        Rule("vpp", "vpp == 1", "vpp={vpp} needs schedule=interleaved"),
+        Rule("pipeline", "pp > 1", "schedule zero-bubble needs pp={pp} above 1"),
+        Rule("filled", "m >= pp", "zero-bubble needs {m} microbatches to be at least pp={pp}"),
+    ),
+    "dualpipe": (
+        Rule("vpp", "vpp == 1", "vpp={vpp} needs schedule=interleaved"),
+        Rule("even", "(pp > 1) & (pp % 2 == 0)", "dualpipe needs pp={pp} to be even"),
+        Rule(
+            "filled",
+            "(m >= 2*pp) & (m % 2 == 0)",
+            "dualpipe needs an even number of microbatches, {m}, of at least 2*pp = 2*{pp}",
+        ),
+    ),
+}
+_FULL_SPLIT = Rule(
+    "layers",
+    "(pp*vpp - 1)*ceil_div(L, pp*vpp) <= L",
+    "split=full: {pp}*{vpp} stages leave some without layers, of {L}; use split=even",
+)
+_PP_BEFORE_DP = Rule(
+    "order",
+    "(pp == 1) | (expert == tp*cp)",
+    "order tp-cp-ep-pp-dp needs etp*ep = {etp}*{ep} = {expert} to be tp*cp = {tp}*{cp}",
+)
+
+
+def rules(layout: Layout, widths: Mapping[str, Iterable[int]], *, experts: bool) -> list[Rule]:
+    """The rules of a layout's kinds and of a model.
+
+    widths: what tensor parallelism divides ("attention heads", ...), each with the model's counts;
+    key-value heads fewer than tp are held by several ranks.
+    """
+    out = [*_ALWAYS, *(_EXPERTS if experts else _NO_EXPERTS), *_SCHEDULES[layout.schedule]]
+    if layout.split == "full":
+        out.append(_FULL_SPLIT)
+    if layout.order == "tp-cp-ep-pp-dp":
+        out.append(_PP_BEFORE_DP)
+    for what, counts in widths.items():
+        for n in counts:
+            holds = f"{n} % tp == 0" if what != "key-value heads" else f"({n} % tp)*(tp % {n}) == 0"
+            out.append(Rule(what, holds, f"tp={{tp}} does not divide the {n} {what}"))
+    parts = "2*cp" if not layout.sp else "2*cp*tp"
+    shown = "2*{cp}" if not layout.sp else "2*{cp}*{tp}"
+    out.append(
+        Rule(
+            "sequence",
+            f"((cp == 1) & ({'tp == 1' if layout.sp else 'True'})) | (S % ({parts}) == 0)",
+            f"{parts} = {shown} does not divide the {{S}} tokens of a sequence",
+        )
+    )
+    if isinstance(layout.split, tuple):
+        stages, given = len(layout.split), sum(layout.split)
+        listed = "+".join(map(str, layout.split))
+        out += [
+            Rule(
+                "list of stages",
+                f"{stages} == pp*vpp",
+                f"layers={listed} are {stages} stages, and pp*vpp = {{pp}}*{{vpp}}",
+            ),
+            Rule("list of layers", f"L == {given}", f"layers={listed} are {given}, not {{L}}"),
+        ]
+    return out
+
+
+def legal(layout: Layout, found: Iterable[Rule], **facts: Number) -> Any:
+    """Whether all rules hold: a bool, or a bool array of the broadcast shape."""
+    values = {**layout.values, **facts}
+    out: Any = True
+    with np.errstate(all="ignore") if layout.is_many else _Nothing():
+        for rule in found:
+            out = out & evaluate(rule.holds, values)
+    return out
+
+
+def broken_rules(layout: Layout, found: Iterable[Rule], **facts: Number) -> list[str]:
+    """Messages of the rules that one layout breaks, in order."""
+    values = {**layout.values, **facts}
+    return [r.message.format(**values) for r in found if not evaluate(r.holds, values)]
+
+
+def check(layout: Layout, found: Iterable[Rule], **facts: Number) -> None:
+    """Raise one `UserError` that lists everything wrong with one layout."""
+    broken = broken_rules(layout, found, **facts)
+    if broken:
+        raise UserError(f"layout {layout}: " + "; ".join(broken))

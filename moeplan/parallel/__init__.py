@@ -1,0 +1,58 @@
+"""A model laid out on a cluster: memory, traffic, time and money of layouts, one or a million.
+
+Two functions answer everything (both are in this package's modules and re-exported here):
+
+    evaluate_training(spec, layout, cluster, job, gpus=None) -> dict[str, Number]
+    evaluate_serving(spec, layout, cluster, job, gpus=None) -> dict[str, Number]
+
+`layout` is a `moeplan.cluster.layout.Layout`. Its numeric fields (tp, pp, vpp, dp, cp, ep, etp,
+zero, microbatch, batch) are numbers or float64 arrays of one shape (or broadcastable); its other
+fields (sp, schedule, recompute, overlap, split, order) are kinds: loop over them in Python. `cluster`
+is a `moeplan.cluster.hardware.Cluster`, `job` a `TrainingJob` or `ServingJob`.
+
+Arrays in, arrays out: every entry of the result is a float64 (or bool, or int) array of the
+broadcast shape, and a point that is not legal has `legal` False and nan in every number. Numbers
+in, plain numbers out, and a layout that is not legal raises one `UserError` that lists every
+violated rule. `explain_training` and `explain_serving` run the same formulas and return the same
+keys as `Quantity` trees, with the details (by stage, by message, by row) that arrays leave out.
+
+Keys of `evaluate_training`
+  legal, fits             bool: legal layout; legal and within the GPU's memory
+  gpus                    GPUs of the layout, tp·cp·pp·dp
+  memory                  bytes on the most loaded GPU, with fragmentation and framework
+  memory_weights, memory_gradients, memory_optimizer, memory_activations, memory_buffers,
+  memory_framework, memory_fragmentation
+                          its parts, on that GPU; they sum to `memory`
+  memory_free             capacity minus `memory` (negative where it does not fit)
+  stage                   pipeline rank of the most loaded GPU
+  step_lower, step, step_upper
+                          seconds a training step: everything overlaps; the layout's overlap
+                          assumption; nothing overlaps
+  time_compute, time_recompute, time_tp, time_ep, time_cp, time_pp, time_dp, time_bubble,
+  time_optimizer          parts of `step` (exposed parts where communication overlaps)
+  step_flops              model FLOPs of a step (causal), whole cluster; full counts every pair
+  mfu, mfu_full           of the bf16 peak
+  tokens_per_second, tokens_per_second_per_gpu
+  seconds, gpu_hours      for the job's tokens, where it names them, else nan
+  dollars, energy         the same ($; J, all-in power), nan where price or power is not known
+  sent_scale_up, sent_scale_out
+                          bytes that the busiest rank sends in a step, per link tier
+  binds                   index into BINDS: what takes most of the step, or memory if not `fits`
+
+Keys of `evaluate_serving`
+  legal, fits, gpus       of one instance; fits: the weights and at least one sequence
+  memory_weights, memory_cache_per_sequence, memory_overhead
+  max_batch               sequences an instance's decoding can hold
+  batch                   the batch that is used: the job's, or the largest that fits and meets
+                          the job's TPOT
+  prefill_seconds         of one request's uncached input; ttft: with the job's queueing factor
+  tpot_lower, tpot, tpot_upper
+                          seconds per output token and sequence
+  decode_tokens_per_second_per_gpu, prefill_tokens_per_second_per_gpu
+  requests_per_second     of one instance at `batch`: prefill and decoding share it, or for a
+                          disaggregated job of a balanced pair, per GPU as below
+  requests_per_second_per_gpu, output_tokens_per_second_per_gpu, input_tokens_per_second_per_gpu
+  prefill_share           part of the GPUs (or of the time) that prefill needs
+  dollars_per_million_input, dollars_per_million_output
+  binds                   index into SERVING_BINDS
+"""

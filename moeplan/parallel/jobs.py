@@ -1,0 +1,97 @@
+"""What is run: a training run, or a stream of requests; with what a plan assumes about both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moeplan.quantity import Quantity, Source
+
+__all__ = ["Overheads", "ServingJob", "TrainingJob"]
+
+
+def _assumed(value: Any, unit: str, symbol: str, why: str) -> Quantity:
+    return Quantity.given(value, unit, symbol, Source("assumed", why))
+
+
+@dataclass(frozen=True, eq=False)
+class Overheads:
+    """Memory that no tensor of the model explains.
+
+    framework: bytes of context, libraries and communication buffers on each GPU. fragmentation:
+    share of the other bytes that an allocator cannot use.
+    """
+
+    framework: Any = field(
+        default_factory=lambda: _assumed(
+            2e9, "B", "framework", "communication buffers take 0.8 to 2 GB (arXiv 2502.07846, 6)"
+        )
+    )
+    fragmentation: Any = field(
+        default_factory=lambda: _assumed(
+            0.05, "", "fragmentation", "5 to 30 % are lost (arXiv 2502.07846, 6); the least is taken"
+        )
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingJob:
+    """A training run.
+
+    sequence: tokens of a sequence. tokens: of the whole run (None: no bill). optimizer: a key of
+    `moeplan.estimation.memory.OPTIMIZERS`. precision: number format of the matmuls with weights.
+    dispatch, combine, policy, imbalance: see `moeplan.estimation.all_to_all`. mtp: train the
+    model's MTP modules. stack: a key of `moeplan.parallel.optime.STACKS`. account: a key of
+    `moeplan.parallel.account.ACCOUNTS`. price: dollars per GPU-hour (None: from the data files).
+    power: all-in watts per GPU (None: from the data files).
+    """
+
+    sequence: Any = 4096
+    tokens: Any = None
+    optimizer: str = "adamw-fp32"
+    precision: Literal["bf16", "fp8"] = "bf16"
+    dispatch: str = "bf16"
+    combine: str = "bf16"
+    policy: Literal["copies", "per-gpu", "per-node"] = "per-node"
+    imbalance: Any = 1.0
+    mtp: bool = True
+    stack: str = "kernels"
+    account: str = "index-map"
+    price: Any = None
+    power: Any = None
+    overheads: Overheads = field(default_factory=Overheads)
+
+
+@dataclass(frozen=True, eq=False)
+class ServingJob:
+    """A stream of requests with lengths `input` and `output`, of whose input `cached` is a share.
+
+    batch: sequences that an instance decodes together (None: the most that fit, and that meet
+    `tpot`). prefill_batch: requests prefilled together. tpot: seconds per output token to meet
+    (None: no limit). disaggregated: prefill and decoding on GPUs of their own, else they take
+    turns. draft: tokens guessed ahead by MTP, each accepted with probability `acceptance` if the
+    one before it was. weights: format (None: the checkpoint's). cache: format of the key-value
+    cache (None: the checkpoint's, else bf16). queueing: TTFT over the prefill's own time.
+    overlap: share of the exchange that is hidden under compute of another microbatch.
+    """
+
+    input: Any = 4096
+    output: Any = 1024
+    cached: Any = 0.0
+    batch: Any = None
+    prefill_batch: Any = 1
+    tpot: Any = None
+    disaggregated: bool = False
+    draft: Any = 0
+    acceptance: Any = 0.85
+    weights: str | None = None
+    cache: str | None = None
+    dispatch: str = "fp8"
+    combine: str = "bf16"
+    policy: Literal["copies", "per-gpu", "per-node"] = "per-gpu"
+    imbalance: Any = 1.0
+    overlap: Any = 0.0
+    queueing: Any = 1.0
+    stack: str = "kernels"
+    price: Any = None
+    overheads: Overheads = field(default_factory=Overheads)

@@ -1,0 +1,83 @@
+"""Bytes on one GPU of a pipeline rank: state by ZeRO stage, activations, buffers, overheads.
+
+What is copied over data parallelism, and so divided by ZeRO, differs: dense tensors over cp·dp
+ranks, experts over edp. Gradient and weight shards need the whole tensors of a layer for a while:
+two layers' (one computed with, one prefetched) count as buffers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moeplan.calc import add, calc
+from moeplan.estimation.memory import Optimizer
+from moeplan.parallel.jobs import Overheads
+
+__all__ = ["MEMORY_PARTS", "owned", "rank_memory"]
+
+MEMORY_PARTS = (
+    "weights", "gradients", "optimizer", "activations", "buffers", "framework", "fragmentation",
+)  # fmt: skip
+
+
+def owned(dense: Any, experts: Any, zero: Any, least: int, dense_group: Any, edp: Any) -> Any:
+    """Parameters whose state a GPU holds, where ZeRO stages from `least` on divide it."""
+    return calc(
+        f"dense/pick(zero >= {least}, n_dense, 1) + experts/pick(zero >= {least}, edp, 1)",
+        "parameters",
+        dense=dense,
+        experts=experts,
+        zero=zero,
+        n_dense=dense_group,
+        edp=edp,
+    )
+
+
+def rank_memory(
+    dense: Any,
+    experts: Any,
+    kept: Any,
+    workspace: Any,
+    buffer: Any,
+    layer: Any,
+    *,
+    zero: Any,
+    dense_group: Any,
+    edp: Any,
+    optimizer: Optimizer,
+    overheads: Overheads,
+) -> dict[str, Any]:
+    """The parts of MEMORY_PARTS of a rank, in bytes.
+
+    dense, experts: parameters it holds. kept: activations of the microbatches in flight.
+    workspace: tensors that are computed again, of one layer. buffer: of exchanges. layer:
+    parameters of its largest layer, gathered under ZeRO-3.
+    """
+    parts: dict[str, Any] = {}
+    sizes = {
+        "weights": (3, optimizer.weights),
+        "gradients": (2, optimizer.gradients),
+        "optimizer": (1, optimizer.main + optimizer.moments),
+    }
+    for name, (least, each) in sizes.items():
+        count = owned(dense, experts, zero, least, dense_group, edp)
+        parts[name] = calc("each*parameters", "B", each=each, parameters=count)
+    parts["activations"] = calc("kept + workspace", "B", kept=kept, workspace=workspace)
+    parts["buffers"] = calc(
+        "exchange + pick(zero >= 3, 2*each*layer, 0)",
+        "B",
+        exchange=buffer,
+        zero=zero,
+        each=optimizer.weights,
+        layer=layer,
+    )
+    share = overheads.fragmentation
+    used = add(dict(parts), "B")
+    framework, bare = overheads.framework, overheads.fragmentation
+    explained = hasattr(used, "formula")
+    if not explained:
+        framework = getattr(framework, "value", framework)
+        share = getattr(bare, "value", bare)
+    parts["framework"] = framework
+    parts["fragmentation"] = calc("share*used", "B", share=share, used=used)
+    return parts

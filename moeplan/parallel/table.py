@@ -1,0 +1,319 @@
+"""What one piece of a model costs a GPU in one microbatch: memory, times, messages.
+
+The numbers depend on tp, cp, ep, etp, the microbatch and the kinds of a layout only. They are
+computed for each different combination once, and looked up by everything that follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from moeplan.calc import add, calc
+from moeplan.cluster.layout import Layout
+from moeplan.cluster.network import Network
+from moeplan.model.ops import Kept, Op
+from moeplan.parallel.divide import Divided, OwnRow
+from moeplan.parallel.jobs import TrainingJob
+from moeplan.parallel.optime import Roofline, RowTimes, Work
+from moeplan.parallel.stages import Piece
+from moeplan.parallel.traffic import ACTIVATION_BYTES, ExchangeFormats, Message, messages
+
+__all__ = ["COLUMNS", "HIDDEN", "PieceCost", "RowCost", "piece_cost"]
+
+HIDDEN: dict[str, dict[str, int]] = {
+    "none": {"tp": 0, "ep": 0, "cp": 0, "pp": 0, "dp": 0},
+    "usual": {"tp": 0, "ep": 0, "cp": 1, "pp": 1, "dp": 1},
+    "all-to-all": {"tp": 0, "ep": 1, "cp": 1, "pp": 1, "dp": 1},
+    "dualpipe": {"tp": 0, "ep": 1, "cp": 1, "pp": 1, "dp": 1},
+}
+"""Overlap assumptions: messages that run under compute (1) as far as there is compute to hide
+them. usual: Megatron-LM's overlap of gradients and parameters, of pipeline sends and of the ring
+of context parallelism. all-to-all: the exchange too, each pass under its own layer's compute.
+dualpipe: as that, with a forward and a backward pass side by side to hide under."""
+
+COLUMNS = (
+    "dense", "experts", "kept", "workspace", "buffer",
+    "lower", "time", "upper", "backward", "wgrad", "compute", "recompute",
+    "tp", "ep", "cp", "up", "out",
+)  # fmt: skip
+"""Numbers of a piece: parameters on a GPU by the group that copies them; bytes kept for the
+backward pass, bytes that recomputation needs for a while, bytes of exchange buffers; seconds of a
+forward and backward pass (bounds and expected), of the backward pass, of weight gradients, of
+compute, of what is computed again, of exposed messages; bytes sent over each link tier."""
+
+_DROPPED_ROWS = {
+    "norm": lambda op: op.component == "norms",
+    "activation": lambda op: op.name.endswith("activation"),
+    "up_projection": lambda op: op.name in ("q_b_proj", "kv_b_proj", "rope"),
+    "dispatch": lambda op: op.name == "permute",
+    "permute": lambda op: False,  # the gate weight is applied before the down projection
+}
+
+
+def dropped(kept: Kept, layout: Layout) -> bool:
+    """Whether selective recomputation leaves a tensor out."""
+    if kept.name == "experts_output":
+        return "permute" in layout.selective
+    return kept.drop in layout.selective
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Seconds of a row of one layer: forward, gradients of inputs and of weights."""
+
+    name: str
+    forward: Any
+    input_gradient: Any
+    weight_gradient: Any
+    again: Any
+
+
+@dataclass
+class PieceCost:
+    """The numbers of COLUMNS, with the lists behind them where they are explained."""
+
+    numbers: dict[str, Any]
+    rows: list[RowCost] = field(default_factory=list)
+    kept: list[tuple[str, Any]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+
+
+class Coster:
+    """Costs of pieces under one set of degrees."""
+
+    def __init__(
+        self,
+        own: Divided,
+        layout: Layout,
+        job: TrainingJob,
+        net: Network,
+        times: RowTimes,
+        gradient_bytes: int,
+    ) -> None:
+        self.own, self.layout, self.job, self.net, self.times = own, layout, job, net, times
+        self.gradient_bytes = gradient_bytes
+        self.formats = ExchangeFormats(job.dispatch, job.combine, job.policy, job.imbalance)
+
+    # --------------------------------------------------------------------------------- rows
+    def rows(self, piece: Piece) -> Iterator[RowCost]:
+        """Seconds of each row; the optimizer's gradients are read and written by each pass."""
+        for row in self.own.rows(piece):
+            yield self._row(row, again=piece.is_layer and self._again(row.op))
+
+    def _again(self, op: Op) -> bool:
+        if self.layout.recompute == "none" or op.name == "lm_head":
+            return False
+        if self.layout.recompute == "full":
+            return True
+        return any(_DROPPED_ROWS[group](op) for group in self.layout.selective)
+
+    def _row(self, row: OwnRow, again: bool) -> RowCost:
+        weighted = row.op.kind in ("linear", "grouped_linear") and bool(row.op.weights)
+        moved = calc("2*moved + 2*cached", "B", moved=row.moved, cached=row.cached)
+        read = add({w.name: row.weight_elements(w)[0] for w in row.op.weights}, "elements")
+        held = add({w.name: row.weight_elements(w)[1] for w in row.op.weights}, "elements")
+        formed = self.job.precision if weighted else "bf16"
+        through = calc("moved + 2*weights", "B", moved=moved, weights=read)
+        # gradients are added to those of earlier microbatches: read and written
+        gradients = calc(
+            "moved + 2*each*weights", "B", moved=moved, each=self.gradient_bytes, weights=held
+        )
+        forward = self._seconds(row, through, formed)
+        if not weighted:
+            twice = calc("2*forward", "s", forward=forward)
+            return RowCost(row.op.name, forward, twice, 0, forward if again else 0)
+        into = self._seconds(row, gradients, formed)
+        return RowCost(row.op.name, forward, forward, into, forward if again else 0)
+
+    def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Any:
+        gemm = row.op.gemm
+        shape = tuple(row.scope(side) for side in gemm) if gemm is not None else None
+        work = Work(
+            row.op.name,
+            row.op.kind,
+            row.flops,
+            moved,
+            number_format,
+            shape,  # type: ignore[arg-type]
+            row.scope(row.op.groups),
+        )
+        return self.times.seconds(work, explained=self.own.degrees.explained)
+
+    # --------------------------------------------------------------------------------- piece
+    def cost(self, piece: Piece) -> PieceCost:
+        """All numbers of a piece."""
+        rows = list(self.rows(piece)) if piece.role != "copy" else []
+        sent = []
+        if piece.role != "copy":
+            sent = messages(self.own, piece, self.net, self.formats, training=True)
+        out = PieceCost({}, rows, [], sent)
+        n = out.numbers
+        n |= self._parameters(piece)
+        n |= self._activations(piece, out)
+        n |= self._times(rows, sent)
+        busy = _busy(self.times)
+        if busy != 1:
+            for name in ("time", "upper", "backward", "wgrad", "compute", "recompute"):
+                n[name] = calc("seconds/busy", "s", seconds=n[name], busy=busy)
+        return out
+
+    def _parameters(self, piece: Piece) -> dict[str, Any]:
+        parts: dict[str, dict[str, Any]] = {"dense": {}, "experts": {}}
+        for i, (weight, group, elements) in enumerate(self.own.parameters(piece)):
+            parts[group][f"{weight.name} {i}"] = elements
+        return {group: add(found, "parameters") for group, found in parts.items()}
+
+    def _activations(self, piece: Piece, out: PieceCost) -> dict[str, Any]:
+        full = self.layout.recompute == "full" and piece.is_layer
+        selective = self.layout.recompute == "selective" and piece.is_layer
+        everything: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
+        found = list(self.own.kept(piece)) if piece.role != "copy" else []
+        for i, (tensor, size) in enumerate(found):
+            name = f"{tensor.name} {i}"
+            everything[name] = size
+            always = tensor.name in ("logits", "head_input")  # no layer: never computed again
+            if (not full and not (selective and dropped(tensor, self.layout))) or always or i == 0:
+                kept[name] = size
+                out.kept.append((tensor.name, size))
+        total, held = add(everything, "B"), add(kept, "B")
+        return {
+            "kept": held,
+            "workspace": calc("total - kept", "B", total=total, kept=held),
+            "buffer": self._buffer(piece),
+        }
+
+    def _buffer(self, piece: Piece) -> Any:
+        """One layer's rows to experts and back, while they travel."""
+        moes = self.own.moes(piece)
+        if not moes or piece.role == "copy":
+            return 0
+        moe, d = moes[0], self.own.degrees
+        symbols = moe.symbols if d.explained else moe.values
+        return calc(
+            "pick(ep*etp > 1, 2*width*T*each*D*imbalance, 0)",
+            "B",
+            ep=d.ep,
+            etp=d.etp,
+            width=ACTIVATION_BYTES,
+            T=self.own.routed_tokens,
+            each=symbols[moe.each],
+            D=symbols[moe.width],
+            imbalance=self.job.imbalance,
+        )
+
+    # --------------------------------------------------------------------------------- times
+    def _times(self, rows: list[RowCost], sent: list[Message]) -> dict[str, Any]:
+        def summed(pick: str) -> Any:
+            return add({f"{r.name} {i}": getattr(r, pick) for i, r in enumerate(rows)}, "s")
+
+        forward, again = summed("forward"), summed("again")
+        inputs, wgrad = summed("input_gradient"), summed("weight_gradient")
+        backward = calc("inputs + weights", "s", inputs=inputs, weights=wgrad)
+        full = self.layout.recompute == "full"
+        groups = {"tp": ("tp", "etp"), "ep": ("ep",), "cp": ("cp",)}
+        f = {x: _messages(sent, g, "seconds", "forward") for x, g in groups.items()}
+        b = {x: _messages(sent, g, "seconds", "backward") for x, g in groups.items()}
+        if full:  # the forward pass again, messages included
+            b = {x: calc("back + again", "s", back=b[x], again=f[x]) for x in b}
+        exposed = self._exposed(f, b, forward, calc("b + r", "s", b=backward, r=again))
+        every = ("tp", "etp", "ep", "cp")
+        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
+        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
+        if full:
+            upper.append(upper[0])
+            lower.append(lower[0])
+        compute = calc("forward + backward", "s", forward=forward, backward=backward)
+        work = calc("compute + again", "s", compute=compute, again=again)
+        parts = {x: calc("f + b", "s", f=exposed[x][0], b=exposed[x][1]) for x in groups}
+        back = add({x: exposed[x][1] for x in groups}, "s")
+        links = {x: _sent(sent, x, full) for x in ("up", "out")}
+        return {
+            "lower": calc(
+                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
+            ),
+            "time": calc("work + tp + ep + cp", "s", work=work, **parts),
+            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
+            "backward": calc(
+                "backward + again + sent", "s", backward=backward, again=again, sent=back
+            ),
+            "wgrad": wgrad,
+            "compute": compute,
+            "recompute": again,
+            **parts,
+            **links,
+        }
+
+    def _exposed(
+        self, f: dict[str, Any], b: dict[str, Any], forward: Any, backward: Any
+    ) -> dict[str, tuple[Any, Any]]:
+        """Seconds of each group's messages that compute does not cover, forward and backward."""
+        hidden = HIDDEN[self.layout.overlap]
+        if not any(hidden[x] for x in f):
+            return {x: (f[x], b[x]) for x in f}
+        covers = []
+        joint = self.layout.overlap == "dualpipe"
+        both = calc("forward + backward", "s", forward=forward, backward=backward)
+        for side, compute in ((f, forward), (b, backward)):
+            wanted = {x: side[x] for x in f if hidden[x]}
+            if joint:
+                wanted = {f"{x} {i}": way[x] for x in f if hidden[x] for i, way in enumerate((f, b))}
+                compute = both
+            covers.append(
+                calc(
+                    "min(1, compute/max(hidden, 1e-30))",
+                    "",
+                    compute=compute,
+                    hidden=add(wanted, "s"),
+                )
+            )
+        return {
+            x: tuple(  # type: ignore[misc]
+                calc("seconds*(1 - cover)", "s", seconds=side[x], cover=cover)
+                if hidden[x]
+                else side[x]
+                for side, cover in zip((f, b), covers, strict=True)
+            )
+            for x in f
+        }
+
+
+def enumerate_(parts: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Parts by their number, for sums."""
+    return ((f"pass {i}", part) for i, part in enumerate(parts))
+
+
+def _busy(times: RowTimes) -> float:
+    return times.stack.busy if isinstance(times, Roofline) else 1.0
+
+
+def _messages(sent: list[Message], groups: tuple[str, ...], figure: str, way: str) -> Any:
+    parts = {}
+    for i, message in enumerate(sent):
+        times = getattr(message, way)
+        if message.group in groups and not (isinstance(times, int) and times == 0):
+            seconds = getattr(message, figure)
+            name = f"{message.group} {message.op} {i}"
+            parts[name] = calc("times*seconds", "s", times=times, seconds=seconds)
+    return add(parts, "s")
+
+
+def _sent(sent: list[Message], tier: str, full: bool) -> Any:
+    parts = {}
+    for i, message in enumerate(sent):
+        parts[f"{message.group} {message.op} {i}"] = calc(
+            "(times*forward + backward)*size",
+            "B",
+            times=2 if full else 1,
+            forward=message.forward,
+            backward=message.backward,
+            size=getattr(message, tier),
+        )
+    return add(parts, "B")
+
+
+def piece_cost(coster: Coster, piece: Piece) -> PieceCost:
+    """All numbers of a piece (the function that tables are made with)."""
+    return coster.cost(piece)
