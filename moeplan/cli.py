@@ -177,11 +177,12 @@ def compare(
     else:
         _show(compare_tables(results, _width() if output == "rich" else None), output)
     if plot is not None:
-        from moeplan.report.plots import draw
+        from moeplan.report.plots import draw, skipped
 
-        drawn = draw(results, plot)
-        for path in drawn:
+        for path in draw(results, plot):
             print(path, file=sys.stderr)
+        for name, reason in skipped(results).items():
+            print(f"not drawn: {name}: {reason}", file=sys.stderr)
 
 
 @app.command()

@@ -11,10 +11,18 @@ from moeplan.load import load_preset
 from moeplan.model.spec import ModelSpec
 from moeplan.presets import preset, presets
 
-__all__ = ["READABLE", "digits", "spec_of"]
+__all__ = ["ONE_OF_EACH_FAMILY", "READABLE", "digits", "spec_of"]
 
 READABLE = [p.name for p in presets() if p.config.get("model_type") in FAMILIES]
 """Names of the presets whose family is read."""
+
+
+def _families() -> dict[str, str]:
+    return {str(preset(name).config["model_type"]): name for name in READABLE}
+
+
+ONE_OF_EACH_FAMILY = sorted(_families().values())
+"""One readable preset of each model type."""
 
 
 def spec_of(name: str) -> ModelSpec:

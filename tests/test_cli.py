@@ -17,7 +17,7 @@ import pytest
 
 from moeplan import cli
 from moeplan._version import __version__
-from tests.reading import READABLE
+from tests.reading import ONE_OF_EACH_FAMILY
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UPDATE = os.environ.get("MOEPLAN_UPDATE_SNAPSHOTS") == "1"
@@ -94,8 +94,12 @@ def test_no_snapshot_is_left_over() -> None:
 
 
 # ---------------------------------------------------------------------------------------- width
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("name", READABLE)
+WIDE = ["deepseek-v4-flash", "longcat-flash", "mixtral-8x7b", "switch-c-2048"]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [(name, 80) for name in ONE_OF_EACH_FAMILY] + [(n, 120) for n in WIDE]
+)
 def test_no_line_is_wider_than_the_terminal(run: Run, name: str, columns: int) -> None:
     done = run("estimate", name, "--detail", columns=columns)
     assert done.code == 0

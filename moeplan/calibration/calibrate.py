@@ -43,7 +43,7 @@ def calibrate(
     rates = device if isinstance(device, Device) else device_of(gpu(device))
     return Calibration(
         name=name or f"{rates.id}-{backend}",
-        device=rates.id,
+        device=rates,
         backend=backend,
         fits={kind.kind: fit_points(kind, rates) for kind in sets},
         source=source or "; ".join(dict.fromkeys(s.source for s in sets if s.source)),

@@ -31,8 +31,11 @@ __all__ = [
     "Table",
     "Took",
     "exchange",
+    "left_out",
     "line",
     "network",
+    "network_dict",
+    "network_of",
     "networks",
     "read_collectives",
     "slowest_rank",
@@ -136,6 +139,9 @@ class Network:
         Raises UserError for a collective that has no table here.
         """
         tables = self._tables(collective, tier)
+        if gpus < 2:
+            zero = np.zeros(np.shape(size)) if np.ndim(size) else 0.0
+            return Took(zero, zero, zero, "measured", "nothing is sent to oneself")
         exact = next((t for t in tables if t.gpus == gpus), None)
         if exact is not None:
             expected, used, outside = exact.at(size), exact, ""
@@ -168,8 +174,13 @@ def _between(tables: Sequence[Table], gpus: int, size: Number) -> tuple[Number, 
     a, b = tables[place - 1], tables[place]
     share = np.log(gpus / a.gpus) / np.log(b.gpus / a.gpus)
     low, high = np.log(a.at(size)), np.log(b.at(size))
-    out = np.exp(low + share * (high - low))
-    return (out if np.ndim(out) else float(out)), (a if abs(share) < 0.5 else b)
+    # a larger group than any measured one is never faster than that
+    rise = high - low
+    if share > 1:
+        out = np.exp(high + (share - 1) * np.maximum(rise, 0))
+    else:
+        out = np.exp(low + share * rise)
+    return (out if np.ndim(out) else float(out)), (a if share < 0.5 else b)
 
 
 def line(
@@ -209,7 +220,9 @@ def read_collectives(path: str | Path, tier: str, source: str) -> list[Table]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{path}: cannot be read as CSV ({problem})") from None
-    size_column = "message_bytes" if rows and "message_bytes" in rows[0] else "message_elements_half"
+    size_column = (
+        "message_bytes" if rows and "message_bytes" in rows[0] else "message_elements_half"
+    )
     scale = 1 if size_column == "message_bytes" else BYTES_PER_HALF
     grouped: dict[tuple[str, int], dict[float, float]] = {}
     for number, row in enumerate(rows, start=2):
@@ -304,11 +317,17 @@ def network(name: str) -> Network:
         for t in data["tables"]
     )  # fmt: skip
     return Network(
-        data["name"], tables, data["source"], data["date"], data["low"], data["high"], data["errors"]
+        data["name"],
+        tables,
+        data["source"],
+        data["date"],
+        data["low"],
+        data["high"],
+        data["errors"],
     )
 
 
-def as_dict(found: Network) -> dict[str, Any]:
+def network_dict(found: Network) -> dict[str, Any]:
     """For JSON."""
     return {
         "schema": SCHEMA,
@@ -325,9 +344,7 @@ def as_dict(found: Network) -> dict[str, Any]:
                 "gpus": t.gpus,
                 "origin": t.origin,
                 "source": t.source,
-                "points": [
-                    [b, float(f"{s:.4g}")] for b, s in zip(t.bytes, t.seconds, strict=True)
-                ],
+                "points": [[b, float(f"{s:.4g}")] for b, s in zip(t.bytes, t.seconds, strict=True)],
             }
             for t in found.tables
         ],

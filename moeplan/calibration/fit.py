@@ -30,7 +30,7 @@ ITERATIONS = 40
 DIFFERENCE = 1e-4  # of the transformed constants
 ENOUGH = 1e-5  # share of the loss that another step must save
 FOLDS = 5
-MOST = 2000  # points that a fit takes; of more, it takes every second, third, ...
+MOST = 1500  # points that a fit takes; of more, it takes every second, third, ...
 
 GROUP_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "moe": ("hidden_size", "inter_size", "topk", "num_experts"),

@@ -52,7 +52,9 @@ class DenseGemm:
         "in_flight": Constant(
             "B", "bytes in flight that reach half of the bandwidth", 1.5e6, 1e3, 1e8, "memory"
         ),
-        "split": Constant("s", "fixed cost of adding up a split inner dimension", 2.6e-6, 1e-8, 5e-5),
+        "split": Constant(
+            "s", "fixed cost of adding up a split inner dimension", 2.6e-6, 1e-8, 5e-5
+        ),
     }
 
     def prepare(self, points: Points, device: Device) -> Features:

@@ -157,10 +157,10 @@ def _round_robin(T: _Array, k: _Array, E: int) -> _Array:
     out = np.zeros((T.size, E))
     expert = np.arange(E)
     for j in range(int(k.max(initial=0))):
-        many = np.flatnonzero((T >= stride) & (j < k))
+        many = np.flatnonzero((stride <= T) & (j < k))
         first = (expert - j * stride[many, None]) % E
         out[many] += np.maximum((T[many, None] - 1 - first) // E + 1, 0)
-    few = np.flatnonzero(T < stride)
+    few = np.flatnonzero(stride > T)
     if few.size:
         token = np.arange(int(T[few].max()))
         start = token * stride[few, None] // T[few, None]

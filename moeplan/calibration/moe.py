@@ -100,7 +100,9 @@ class FusedMoE:
     kind: ClassVar[str] = "moe"
     constants: ClassVar[Mapping[str, Constant]] = {
         "launch": Constant("s", "fixed cost of the op's kernels", 1.6e-5, 1e-7, 1e-3),
-        "expert_map": Constant("s", "fixed cost of leaving out other ranks' experts", 5e-6, 1e-8, 1e-4),
+        "expert_map": Constant(
+            "s", "fixed cost of leaving out other ranks' experts", 5e-6, 1e-8, 1e-4
+        ),
         "select": Constant("s", "scores and top-k, for a token and expert", 9e-11, 1e-14, 1e-8),
         **GROUPED,
         "idle_tile": Constant("s", "a tile without rows, on one multiprocessor", 1e-7, 1e-11, 1e-5),
@@ -124,12 +126,16 @@ class FusedMoE:
     def prepare(self, points: Points, device: Device) -> Features:
         """Loads, tiles, FLOPs and bytes of the op's parts."""
         p = points.columns
-        tokens, hidden, top_k = (p[n].astype(np.float64) for n in ("num_tokens", "hidden_size", "topk"))
+        tokens, hidden, top_k = (
+            p[n].astype(np.float64) for n in ("num_tokens", "hidden_size", "topk")
+        )
         experts, ep = p["num_experts"], p["moe_ep_size"]
         width = np.floor(p["inter_size"] / p["moe_tp_size"])
         gated, on_input = moe_traits(points)
         inputs = np.where(gated, 2.0, 1.0)
-        counted = points.loads or loads(p["num_tokens"], experts, p["topk"], ep, p["distribution"].tolist())
+        counted = points.loads or loads(
+            p["num_tokens"], experts, p["topk"], ep, p["distribution"].tolist()
+        )
         tile = vllm_tiles(tokens, experts // ep, width)
         every = tokens * top_k
         return {
@@ -167,7 +173,9 @@ class FusedMoE:
     def floor(self, features: Features, device: Device) -> _Array:
         """Seconds at the datasheet's rates, part after part, with the same rows per expert."""
         gemms = (features["gate_up"], features["down"])
-        matmuls = sum(np.maximum(g["flops"] / device.matrix, g["bytes"] / device.memory) for g in gemms)
+        matmuls = sum(
+            np.maximum(g["flops"] / device.matrix, g["bytes"] / device.memory) for g in gemms
+        )
         moved = features["activation"] + features["combine"] + features["selected"]
         out: _Array = matmuls + moved / device.memory
         return out
@@ -221,8 +229,12 @@ class GroupedGemm:
         counted = points.loads
         if counted is None:
             top_k = p.get("topk", np.ones_like(experts))
-            spread = p["distribution"].tolist() if "distribution" in p else ["uniform"] * len(points)
-            counted = loads(np.maximum(p["rows"] // top_k, 1), experts, top_k, np.ones_like(experts), spread)
+            spread = (
+                p["distribution"].tolist() if "distribution" in p else ["uniform"] * len(points)
+            )
+            counted = loads(
+                np.maximum(p["rows"] // top_k, 1), experts, top_k, np.ones_like(experts), spread
+            )
         tile = torch_grouped_tiles(rows, experts.astype(np.float64))
         n, k = p["n"].astype(np.float64), p["k"].astype(np.float64)
         made = grouped_features(device, tile, counted, n, k, ELEMENT)
@@ -241,7 +253,9 @@ class GroupedGemm:
     def regimes(self, features: Features) -> _Array:
         """By what the floor is bound by."""
         compute = features["flops"] / features["matrix"]
-        return np.where(compute > features["bytes"] / features["memory"], "compute-bound", "memory-bound")
+        return np.where(
+            compute > features["bytes"] / features["memory"], "compute-bound", "memory-bound"
+        )
 
     def informed(self, features: Features) -> set[str]:
         """All of them."""

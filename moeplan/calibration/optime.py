@@ -96,4 +96,6 @@ def device_of(gpu: Gpu) -> Device:
     """
     name = next((name for name in ("bf16", "fp16") if name in gpu.peaks), next(iter(gpu.peaks)))
     units = gpu.sm_count.value if gpu.sm_count is not None else 132
-    return Device(gpu.id, float(gpu.peaks[name].value), float(gpu.memory_bandwidth.value), int(units))
+    return Device(
+        gpu.id, float(gpu.peaks[name].value), float(gpu.memory_bandwidth.value), int(units)
+    )

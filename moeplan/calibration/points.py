@@ -122,9 +122,7 @@ def read_points(path: str | Path) -> Points:
     _check_spelling(header, known, path)
     lines = np.array([number for number, _ in rows])
     cells = {
-        name: [row[place] for _, row in rows]
-        for place, name in enumerate(header)
-        if name in known
+        name: [row[place] for _, row in rows] for place, name in enumerate(header) if name in known
     }
     columns = {n: _column(n, texts, lines, path) for n, texts in cells.items() if n != LATENCY}
     seconds = None

@@ -13,12 +13,11 @@ import numpy as np
 
 from moeplan.calibration.calibrate import shape_columns
 from moeplan.calibration.errors import Errors, errors_by_regime
-from moeplan.calibration.optime import Device, device_of
+from moeplan.calibration.optime import Device
 from moeplan.calibration.points import Points
 from moeplan.calibration.store import Calibration, OpFit
-from moeplan.cluster.hardware import gpu
 
-__all__ = ["OUTPUT_COLUMNS", "Predicted", "coverage", "predict", "write_predicted"]
+__all__ = ["OUTPUT_COLUMNS", "Predicted", "coverage", "form_of", "predict", "write_predicted"]
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -56,17 +55,18 @@ class Predicted:
         return errors_by_regime(self.regimes, self.expected, measured, self.floor)
 
 
-def predict(points: Points, found: Calibration, device: Device | None = None) -> Predicted:
+def predict(points: Points, found: Calibration) -> Predicted:
     """Lower, expected and upper seconds of every point.
 
     The band is that of the calibration's errors on held-out points of the same regime; it is wider
-    where a shape lies outside of the calibrated range. `device` gives the rates of a device that
-    is no GPU of the data files. Raises UserError where the calibration lacks the points' kind.
+    where a shape lies outside of the calibrated range. Raises UserError where the calibration has
+    no constants for the points' kind.
     """
     fit = found.fit_of(points.kind)
-    rates = device_of(gpu(found.device)) if device is None else device
-    starts = range(0, len(points), CHUNK)
-    pieces = [_piece(points.take(np.arange(s, min(s + CHUNK, len(points)))), fit, rates) for s in starts]
+    pieces = []
+    for start in range(0, len(points), CHUNK):
+        here = points.take(np.arange(start, min(start + CHUNK, len(points))))
+        pieces.append(_piece(here, fit, found.device))
     expected, floor, regimes = (np.concatenate(part) for part in zip(*pieces, strict=True))
     low, high = _bands(fit, regimes)
     factor, outside = _outside(points, fit)
@@ -101,7 +101,9 @@ def _outside(points: Points, fit: OpFit) -> tuple[_Array, _Array]:
         if name not in fit.ranges:
             continue
         least, most = fit.ranges[name]
-        away = np.maximum(np.log2(np.maximum(column, 1) / most), np.log2(least / np.maximum(column, 1)))
+        away = np.maximum(
+            np.log2(np.maximum(column, 1) / most), np.log2(least / np.maximum(column, 1))
+        )
         out = away > 1e-9
         distance += np.where(out, away, 0)
         names[out] += f" {name}"

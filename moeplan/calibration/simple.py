@@ -70,9 +70,16 @@ class Attention:
     constants: ClassVar[Mapping[str, Constant]] = {
         "launch": Constant("s", "fixed cost of the kernel", 4e-6, 1e-8, 1e-3),
         "matrix_rate": Constant(
-            "FLOP/s", "rate over the scores that a causal kernel computes", 5e14, 1e8, 1e16, "matrix"
+            "FLOP/s",
+            "rate over the scores that a causal kernel computes",
+            5e14,
+            1e8,
+            1e16,
+            "matrix",
         ),
-        "bandwidth": Constant("B/s", "bandwidth over queries, keys and values", 3.5e12, 1e8, 1e14, "memory"),
+        "bandwidth": Constant(
+            "B/s", "bandwidth over queries, keys and values", 3.5e12, 1e8, 1e14, "memory"
+        ),
     }
 
     def prepare(self, points: Points, device: Device) -> Features:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from moeplan.calibration.errors import ALL, Errors
 from moeplan.calibration.gemm import DenseGemm
 from moeplan.calibration.moe import FusedMoE, GroupedGemm
-from moeplan.calibration.optime import OpModel
+from moeplan.calibration.optime import Device, OpModel
 from moeplan.calibration.simple import Attention, Bytes
 from moeplan.errors import UserError, near_miss
 
@@ -91,12 +91,12 @@ class OpFit:
 class Calibration:
     """What is known of the op times of one backend on one device.
 
-    device: id of the GPU. backend: whose kernels. versions: software that was measured. date: of
-    the fit. source: of the points. number_format: of operands.
+    device: its id and the rates that the constants go with. backend: whose kernels. versions:
+    software that was measured. date: of the fit. source: of the points. number_format: of operands.
     """
 
     name: str
-    device: str
+    device: Device
     backend: str
     fits: Mapping[str, OpFit]
     source: str
@@ -122,7 +122,7 @@ class Calibration:
         return {
             "schema": SCHEMA,
             "name": self.name,
-            "device": self.device,
+            "device": asdict(self.device),
             "backend": self.backend,
             "number_format": self.number_format,
             "versions": dict(self.versions),
@@ -134,7 +134,9 @@ class Calibration:
 
 def names() -> list[str]:
     """The calibrations that ship, by name."""
-    return sorted(path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith("network-"))
+    return sorted(
+        path.stem for path in FOLDER.glob("*.json") if not path.stem.startswith("network-")
+    )
 
 
 @cache
@@ -180,7 +182,7 @@ def _read(path: Path) -> Calibration:
 def _calibration(data: Mapping[str, Any]) -> Calibration:
     return Calibration(
         name=data["name"],
-        device=data["device"],
+        device=Device(**data["device"]),
         backend=data["backend"],
         fits={kind: _fit(kind, row) for kind, row in data["fits"].items()},
         source=data["source"],

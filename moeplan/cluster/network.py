@@ -71,6 +71,10 @@ register("steps", _log2)
 register("pick", _pick)
 
 
+def _first(*found: Quantity | None) -> Quantity | None:
+    return next((q for q in found if q is not None), None)
+
+
 def strides(order: Order, values: dict[str, Number]) -> dict[str, Number]:
     """Ranks between neighbours of each group, from the order of ranks.
 
@@ -106,8 +110,8 @@ class Network:
 
         Raises `UserError` where more than one domain is asked for and no NIC is known.
         """
-        up = cluster.scale_up_effective or cluster.scale_up_bandwidth
-        out = cluster.scale_out_effective or cluster.scale_out_bandwidth
+        up = _first(cluster.scale_up_effective, cluster.scale_up_bandwidth)
+        out = _first(cluster.scale_out_effective, cluster.scale_out_bandwidth)
         many = cluster.gpus.value > cluster.domain_size.value
         if up is None:
             raise UserError(f"{cluster.id}: no bandwidth between its GPUs is on file")

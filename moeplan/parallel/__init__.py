@@ -56,3 +56,18 @@ Keys of `evaluate_serving`
   dollars_per_million_input, dollars_per_million_output
   binds                   index into SERVING_BINDS
 """
+
+from __future__ import annotations
+
+from moeplan.parallel.jobs import Overheads, ServingJob, TrainingJob
+from moeplan.parallel.training import BINDS, TrainingPlan, evaluate_training, explain_training
+
+__all__ = [
+    "BINDS",
+    "Overheads",
+    "ServingJob",
+    "TrainingJob",
+    "TrainingPlan",
+    "evaluate_training",
+    "explain_training",
+]

@@ -1,63 +1,27 @@
-"""A training step from its pieces: the deciding ranks, their memory, and the step's time.
+"""A training step from its ranks: memory of the most loaded one, and the time of the step.
 
-Everything here is elementwise over layouts. `Looked` holds, for each piece and deciding rank, the
-numbers that tables gave; a rank's figure is a sum over pieces of how often it holds them.
+Everything here is elementwise over layouts; `moeplan.parallel.ranksums` says what a rank holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moeplan.arrays import is_array, np
 from moeplan.calc import add, calc, value
 from moeplan.cluster.layout import Layout
 from moeplan.cluster.network import Network, strides
 from moeplan.estimation.memory import Optimizer
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.memory import MEMORY_PARTS, owned, rank_memory
+from moeplan.parallel.ranksums import RankSums, argmax, take
 from moeplan.parallel.schedule import bubble
 from moeplan.parallel.table import HIDDEN
 
-__all__ = ["Looked", "StepInputs", "training_step"]
+__all__ = ["StepInputs", "training_step"]
 
 _LINKS = ("tp", "ep", "cp")
-
-
-@dataclass(frozen=True)
-class Looked:
-    """Tables looked up for some layouts.
-
-    column(name, piece): a number of COLUMNS. held, alive: by deciding rank, then piece (None where
-    no layout has any). depth, rank: by deciding rank. count: of each piece in the whole model.
-    """
-
-    column: Callable[[str, int], Any]
-    held: Sequence[Sequence[Any]]
-    alive: Sequence[Sequence[Any]]
-    depth: Sequence[Any]
-    rank: Sequence[Any]
-    count: Sequence[Any]
-    names: Sequence[str]
-
-    def over(self, vector: Sequence[Any], name: str, unit: str) -> Any:
-        """Sum over pieces of a vector's number times a column."""
-        parts = {}
-        for k, times in enumerate(vector):
-            if times is not None:
-                each = self.column(name, k)
-                parts[f"{self.names[k]}"] = calc("times*each", unit, times=times, each=each)
-        return add(parts, unit)
-
-    def largest(self, vector: Sequence[Any], name: str, unit: str) -> Any:
-        """The largest of a column among the pieces that a rank holds."""
-        parts = [
-            calc("min(1, times)*each", unit, times=times, each=self.column(name, k))
-            for k, times in enumerate(vector)
-            if times is not None
-        ]
-        return _maximum(parts, unit)
 
 
 @dataclass(frozen=True)
@@ -73,50 +37,12 @@ class StepInputs:
     hidden: Any
 
 
-def _maximum(parts: list[Any], unit: str) -> Any:
-    if not parts:
-        return 0
-    names = [f"x{i}" for i in range(1, len(parts) + 1)]
-    if len(parts) == 1:
-        return parts[0]
-    return calc(f"max({', '.join(names)})", unit, **dict(zip(names, parts, strict=True)))
-
-
-def _argmax(parts: list[Any]) -> Any:
-    """Which of the parts is the largest (the first of equal ones)."""
-    bare = [value(p) for p in parts]
-    if any(is_array(p) for p in bare):
-        best, at = bare[0], np.zeros(np.broadcast(*bare).shape, dtype=np.int64)
-        for i, part in enumerate(bare[1:], 1):
-            more = part > best
-            at = np.where(more, i, at)
-            best = np.where(more, part, best)
-        return at
-    return bare.index(max(bare))
-
-
-def _take(parts: Sequence[Any], at: Any) -> Any:
-    """The part at an index, elementwise."""
-    if not is_array(at):
-        return parts[at]
-    out = parts[0]
-    for i, part in enumerate(parts[1:], 1):
-        out = np.where(at == i, part, out)
-    return out
-
-
-def training_step(given: StepInputs, looked: Looked) -> dict[str, Any]:
+def training_step(given: StepInputs, sums: RankSums) -> dict[str, Any]:
     """Memory, times and bytes of a step; see the package's contract for the keys."""
     out: dict[str, Any] = {}
     groups = _groups(given)
-    ranks = range(len(looked.held))
-    state = [
-        (looked.over(looked.held[c], "dense", "parameters"),
-         looked.over(looked.held[c], "experts", "parameters"))
-        for c in ranks
-    ]  # fmt: skip
-    _memory(given, looked, groups, state, out)
-    _time(given, looked, groups, state, out)
+    _memory(given, sums, groups, out)
+    _time(given, sums, groups, out)
     return out
 
 
@@ -136,123 +62,106 @@ def _groups(given: StepInputs) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------- memory
 def _memory(
-    given: StepInputs,
-    looked: Looked,
-    groups: dict[str, Any],
-    state: list[tuple[Any, Any]],
-    out: dict[str, Any],
+    given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[str, Any]
 ) -> None:
-    found = []
-    for c, (dense, experts) in enumerate(state):
-        in_flight = calc(
-            "alive*min(m, depth)/depth",
-            "B",
-            alive=looked.over(looked.alive[c], "kept", "B"),
-            m=given.v["m"],
-            depth=looked.depth[c],
-        )
-        held = looked.held[c]
-        layer = 0
-        if np.any(value(given.v["zero"]) >= 3):
-            layer = calc(
-                "dense + experts",
-                "parameters",
-                dense=looked.largest(held, "dense", "parameters"),
-                experts=looked.largest(held, "experts", "parameters"),
-            )
-        work = 0
-        if given.layout.recompute != "none":
-            work = looked.largest(held, "workspace", "B")
-        parts = rank_memory(
-            dense,
-            experts,
-            in_flight,
-            work,
-            looked.largest(held, "buffer", "B"),
-            layer,
-            zero=given.v["zero"],
-            dense_group=groups["dense"],
-            edp=groups["edp"],
-            optimizer=given.optimizer,
-            overheads=given.job.overheads,
-        )
-        found.append((add(dict(parts), "B"), parts))
-    at = _argmax([total for total, _ in found])
-    out["memory"] = _take([total for total, _ in found], at)
+    at: Any = 0
+    if sums.count > 1:
+        zero, o = value(given.v["zero"]), given.optimizer
+        each = {1: o.main + o.moments, 2: o.gradients, 3: o.weights}
+        bytes_of = []
+        for group in ("dense", "edp"):
+            n, size = value(groups[group]), 0
+            for least, bytes_ in each.items():
+                size = size + bytes_ * calc(f"pick(zero >= {least}, 1/n, 1)", zero=zero, n=n)
+            bytes_of.append(size)
+        gathered = calc("pick(zero >= 3, 2*each, 0)", zero=zero, each=o.weights)
+        at = argmax([_used(given, sums, c, bytes_of, gathered) for c in range(sums.count)])
+    picked = {
+        name: take([sums[name, c] for c in range(sums.count)], at)
+        for name in ("dense", "experts", "work", "buffer", "layer")
+    }
+    in_flight = take([_in_flight(given, sums, c) for c in range(sums.count)], at)
+    parts = rank_memory(
+        picked["dense"],
+        picked["experts"],
+        in_flight,
+        picked["work"],
+        picked["buffer"],
+        picked["layer"],
+        zero=given.v["zero"],
+        dense_group=groups["dense"],
+        edp=groups["edp"],
+        optimizer=given.optimizer,
+        overheads=given.job.overheads,
+    )
+    out["memory"] = add(dict(parts), "B")
     for name in MEMORY_PARTS:
-        out[f"memory_{name}"] = _take([parts[name] for _, parts in found], at)
-    out["stage"] = _take(list(looked.rank), at)
+        out[f"memory_{name}"] = parts[name]
+    out["stage"] = take([sums["rank", c] for c in range(sums.count)], at)
+
+
+def _in_flight(given: StepInputs, sums: RankSums, c: int) -> Any:
+    return calc(
+        "per(alive*min(m, depth), depth)",
+        "B",
+        alive=sums["kept", c],
+        m=given.v["m"],
+        depth=sums["depth", c],
+    )
+
+
+def _used(
+    given: StepInputs, sums: RankSums, c: int, bytes_of: Sequence[Any], gathered: Any
+) -> Any:
+    """Bytes by which ranks are compared; overheads are in proportion."""
+    dense, experts, work, buffer, layer = (
+        value(sums[name, c]) for name in ("dense", "experts", "work", "buffer", "layer")
+    )
+    out = dense * bytes_of[0] + experts * bytes_of[1] + value(_in_flight(given, sums, c))
+    return out + work + buffer + gathered * layer
 
 
 # ----------------------------------------------------------------------------------------- time
-def _time(
-    given: StepInputs,
-    looked: Looked,
-    groups: dict[str, Any],
-    state: list[tuple[Any, Any]],
-    out: dict[str, Any],
-) -> None:
+def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[str, Any]) -> None:
     v, layout = given.v, given.layout
-    # a DualPipe rank runs half of the microbatches through each of its two stages
-    share = 0.5 if layout.schedule == "dualpipe" else 1
-    shares: Any = [
-        [n if n is None or share == 1 else calc("n/2", "", n=n) for n in vector]
-        for vector in looked.held
-    ]
-    bounds = {}
-    for name in ("lower", "time", "upper"):
-        stages = [looked.over(vector, name, "s") for vector in shares]
-        at = _argmax(stages)
-        bounds[name] = (_maximum(stages, "s"), looked.over(looked.count, name, "s"), at)
-    slowest, every, at = bounds["time"]
-    picked = [_take([_or0(vector[k]) for vector in shares], at) for k in range(len(looked.count))]
-
-    def of_slowest(name: str, unit: str = "s") -> Any:
-        return looked.over(picked, name, unit)
-
-    weights = of_slowest("wgrad")
-    backward = of_slowest("backward")
+    slowest, every = sums["time"], sums["all_time"]
     more = {
-        "all_weights": looked.over(looked.count, "wgrad", "s"),
-        "weights": weights,
-        "backward": backward,
+        "all_weights": sums["all_wgrad"],
+        "weights": sums["wgrad"],
+        "backward": sums["backward"],
         "vpp": v["vpp"],
         "pp": v["pp"],
     }
     work = calc("m*slowest", "s", m=v["m"], slowest=slowest)
     waits = bubble(layout.schedule, all_stages=every, slowest=slowest, **more)
     for name in ("compute", "recompute", *_LINKS):
-        part = of_slowest(name)
-        out[f"time_{name}"] = calc("m*part", "s", m=v["m"], part=part)
+        out[f"time_{name}"] = calc("m*part", "s", m=v["m"], part=sums[name])
     out["time_bubble"] = waits
     sends, all_sends, sent_pp = _pipeline(given, groups)
     out["time_pp"] = sends
-    data, hidden, optimizer, sent_dp = _data_parallel(given, groups, state, slowest)
+    data, hidden, optimizer, sent_dp = _data_parallel(given, groups, sums)
     out["time_dp"] = calc("data - hidden", "s", data=data, hidden=hidden)
     out["time_optimizer"] = optimizer
-    tail = {"sends": sends, "data": out["time_dp"], "optimizer": optimizer}
-    out["step"] = calc("work + bubble + sends + data + optimizer", "s", work=work, bubble=waits, **tail)
-    low, low_every, _ = bounds["lower"]
-    high, high_every, _ = bounds["upper"]
+    out["step"] = calc(
+        "work + bubble + sends + data + optimizer", "s", work=work, bubble=waits, sends=sends,
+        data=out["time_dp"], optimizer=optimizer,
+    )  # fmt: skip
+    low, high = sums["lower"], sums["upper"]
     out["step_lower"] = calc(
         "m*slowest + bubble", "s", m=v["m"], slowest=low,
-        bubble=bubble(layout.schedule, all_stages=low_every, slowest=low, **more),
+        bubble=bubble(layout.schedule, all_stages=sums["all_lower"], slowest=low, **more),
     )  # fmt: skip
+    serial = "interleaved" if layout.schedule == "interleaved" else "1f1b"
     out["step_upper"] = calc(
         "m*slowest + bubble + sends + data + optimizer", "s", m=v["m"], slowest=high,
-        bubble=bubble("1f1b" if layout.schedule != "interleaved" else "interleaved",
-                      all_stages=high_every, slowest=high, **more),
+        bubble=bubble(serial, all_stages=sums["all_upper"], slowest=high, **more),
         sends=all_sends, data=data, optimizer=optimizer,
     )  # fmt: skip
     for tier, name in (("up", "sent_scale_up"), ("out", "sent_scale_out")):
         out[name] = calc(
-            "m*layers + pipeline + data", "B", m=v["m"], layers=of_slowest(tier, "B"),
+            "m*layers + pipeline + data", "B", m=v["m"], layers=sums[tier],
             pipeline=sent_pp[tier], data=sent_dp[tier],
         )  # fmt: skip
-
-
-def _or0(number: Any) -> Any:
-    return 0 if number is None else number
 
 
 def _pipeline(given: StepInputs, groups: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -284,7 +193,7 @@ def _pipeline(given: StepInputs, groups: dict[str, Any]) -> tuple[Any, Any, dict
 
 
 def _data_parallel(
-    given: StepInputs, groups: dict[str, Any], state: list[tuple[Any, Any]], slowest: Any
+    given: StepInputs, groups: dict[str, Any], sums: RankSums
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Seconds of gradients and parameters over data parallelism, how many of them are hidden,
     seconds of the optimizer, and bytes a step by tier; of the rank that takes longest.
@@ -293,8 +202,7 @@ def _data_parallel(
     zero, m = v["zero"], v["m"]
     reduces = calc("pick(zero >= 2, m, pick(zero >= 1, 1, 2))", "", zero=zero, m=m)
     gathers = calc("pick(zero >= 3, 2*m, pick(zero >= 1, 1, 0))", "", zero=zero, m=m)
-    dense = _maximum([d for d, _ in state], "parameters")
-    experts = _maximum([e for _, e in state], "parameters")
+    dense, experts = sums["most_dense"], sums["most_experts"]
     seconds: dict[str, Any] = {}
     sent: dict[str, dict[str, Any]] = {"up": {}, "out": {}}
     for name, elements in (("dense", dense), ("edp", experts)):
@@ -316,7 +224,7 @@ def _data_parallel(
                 "times*size - out", "B", times=times, size=bytes_, out=sent["out"][key]
             )
     data = add(seconds, "s")
-    cover = calc("pick(zero >= 2, m, 1)*slowest", "s", zero=zero, m=m, slowest=slowest)
+    cover = calc("pick(zero >= 2, m, 1)*slowest", "s", zero=zero, m=m, slowest=sums["time"])
     hidden: Any = 0
     if HIDDEN[given.layout.overlap]["dp"]:
         hidden = calc("min(data, cover)", "s", data=data, cover=cover)

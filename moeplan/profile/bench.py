@@ -100,9 +100,7 @@ class Passes:
     def _check_rows(self, expected: list[int]) -> None:
         turn = self.turns[0]
         with torch.no_grad():
-            _, rows_E = turn.layer(
-                turn.x_TD, routing_override=turn.ids_TK, return_rows=True
-            )
+            _, rows_E = turn.layer.run(turn.x_TD, routing_override=turn.ids_TK)
         if rows_E.tolist() != expected:
             raise ValueError(f"the layer ran rows {rows_E.tolist()} instead of {expected}")
 

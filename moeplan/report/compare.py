@@ -91,7 +91,13 @@ def _flops(value: float) -> str:
 
 
 def _dollars(value: float) -> str:
-    return fmt_money(value) if value >= 1 else f"${value:.3g}"
+    """Dollars of a comparison: cents are too coarse for a million tokens."""
+    return fmt_money(value) if value >= 1 else f"${value:#.{3 if value >= 1e-3 else 2}g}"
+
+
+def _short(words: str) -> str:
+    """A format without its details, which `moeplan estimate` shows."""
+    return words.partition(",")[0]
 
 
 def _gpus(value: int) -> str:
@@ -116,7 +122,7 @@ ROWS: tuple[Row, ...] = (
     Row("KV cache a token", _at("kv_cache.bytes_per_token"), fmt_bytes),
     Row("KV cache in all", _at("kv_cache.bytes"), fmt_bytes),
     Row("weights", _at("memory.weights"), fmt_bytes),
-    Row("weight format", _at("memory.weights_format"), str, compared=False),
+    Row("weight format", _at("memory.weights_format"), _short, compared=False),
     Row("weights + cache need", _at("memory.serving.gpus_at_least"), _gpus, compared=False),
     Row("training state", _at("memory.training.total"), fmt_bytes),
     Row("expert parallelism", _at("all_to_all.ep"), _gpus, compared=False),

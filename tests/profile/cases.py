@@ -17,13 +17,13 @@ from moeplan.profile.layer import Layer
 SHARED = 48  # width of the shared experts of a small block
 
 
-def small(block: MoE, experts: int = 16) -> MoE:
+def small(block: MoE, experts: int = 8) -> MoE:
     """The same kind of layer with few and narrow experts, its groups and top-k as they are."""
     k, E = block.values["k"], block.values["E"]
     width = 16 if block.Dl is not None else None
     shared = None if block.Fs is None else SHARED
     table = None if block.V is None else 19
-    E = min(E, max(experts, 2 * k))
+    E = min(E, max(experts, 2 * block.routing.groups, 2 * k))
     return replace(block, D=32, E=E, F=32, Fs=shared, Dl=width, V=table)
 
 

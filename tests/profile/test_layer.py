@@ -38,9 +38,18 @@ def test_one_token(name: str, dtype: torch.dtype) -> None:
     layer = Layer(kinds()[name], dtype=dtype)
     found = errors(layer, tokens=1)
     if dtype == torch.bfloat16:
-        # two weights that sum to one: the router's gradient is a difference of nearly equal numbers
-        assert found.pop("router_ED") < 0.1
+        _without_router(found)
     assert max(found.values()) < TOLERANCE[dtype], found
+
+
+def _without_router(found: dict[str, float]) -> None:
+    """Take the router's gradients out, where rounding cancels them.
+
+    Weights that sum to one make them differences of nearly equal numbers, and one token, or tokens
+    that all choose alike, give no others to average with.
+    """
+    for name in [name for name in found if name.startswith(("router", "expert_scale"))]:
+        assert found.pop(name) < 0.1
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -49,11 +58,13 @@ def test_all_tokens_on_the_same_experts(name: str, dtype: torch.dtype) -> None:
     layer = Layer(kinds()[name], dtype=dtype)
     ids_TK = torch.arange(layer.k).expand(17, -1)
     found = errors(layer, 17, ids_TK)
+    if dtype == torch.bfloat16:
+        _without_router(found)
     assert max(found.values()) < TOLERANCE[dtype], found
 
 
 def test_empty_experts_get_no_gradient() -> None:
-    layer = Layer(kinds()["olmoe-1b-7b"] if "olmoe-1b-7b" in kinds() else small(_moe("olmoe")))
+    layer = Layer(small(_moe("olmoe"), experts=24))
     x_TD = layer.input(9)
     ids_TK = torch.arange(layer.k).expand(9, -1) + 2
     y_TD, rows_E = layer.run(x_TD, routing_override=ids_TK)

@@ -1,0 +1,188 @@
+"""Points from the records of `moeplan profile`, and times of a measured layer's rows by calibration.
+
+Each forward row of a case is a point of its kind: router and shared experts are dense GEMMs, the
+experts' matmuls grouped ones with the rows that each expert really got, the rest is bytes in a
+number of kernels. Backward rows are not fitted: a matmul's backward is two of its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moeplan.calibration.calibrate import calibrate
+from moeplan.calibration.loads import loads_of_rows
+from moeplan.calibration.optime import Device, device_of
+from moeplan.calibration.points import Kind, Points
+from moeplan.calibration.store import Calibration, calibration, names
+from moeplan.cluster.hardware import gpu
+from moeplan.errors import UserError
+from moeplan.model.ops import Op
+from moeplan.model.workload import Workload
+from moeplan.quantity import Number, evaluate
+
+if TYPE_CHECKING:
+    from moeplan.profile.record import Case, OpPrediction, Record
+
+__all__ = ["ProfileTimes", "calibrate_records", "for_profile", "points_of_records"]
+
+KINDS: Mapping[str, Kind] = {
+    "linear": "gemm",
+    "grouped_linear": "grouped",
+    "pointwise": "bytes",
+    "gather": "bytes",
+    "select": "bytes",
+}
+
+
+def calibrate_records(
+    paths: Sequence[str | Path], backend: str = "torch", name: str = ""
+) -> Calibration:
+    """Fit the op times of one backend to records of one device.
+
+    Raises UserError where the records are of several devices or hold no measured case.
+    """
+    from moeplan.profile.store import load_record
+
+    records = [load_record(Path(path)) for path in paths]
+    devices = sorted({record.device.name for record in records})
+    if len(devices) != 1:
+        raise UserError(
+            f"records of {len(devices)} devices were given ({', '.join(devices)}); a calibration "
+            "is of one"
+        )
+    points = points_of_records(records, backend)
+    versions = {k: v for k, v in records[-1].versions.model_dump().items() if v is not None}
+    source = ", ".join(record.name for record in records)
+    return calibrate(
+        points, backend, _rates(records[-1]), name=name, source=source, versions=versions,
+        date=records[-1].updated[:10],
+    )  # fmt: skip
+
+
+def points_of_records(records: Sequence[Record], backend: str) -> list[Points]:
+    """The forward rows of every measured case of a backend, by kind. Raises UserError for none."""
+    rows: dict[Kind, list[tuple[dict[str, float], Sequence[int], float]]] = {}
+    for record in records:
+        for case in record.measured():
+            if case.backend == backend:
+                for kind, shape, seconds in _case(record, case):
+                    rows.setdefault(kind, []).append((shape, case.rows_per_expert, seconds))
+    if not rows:
+        raise UserError(f"no measured case of backend {backend!r} is in the records")
+    return [_points(kind, found, records) for kind, found in rows.items()]
+
+
+def _points(
+    kind: Kind,
+    found: Sequence[tuple[dict[str, float], Sequence[int], float]],
+    records: Sequence[Record],
+) -> Points:
+    columns = {
+        name: np.array([shape[name] for shape, _, _ in found], dtype=np.int64)
+        for name in found[0][0]
+    }
+    return Points(
+        kind,
+        columns,
+        np.array([seconds for _, _, seconds in found]),
+        loads_of_rows([rows for _, rows, _ in found]) if kind == "grouped" else None,
+        source=", ".join(record.name for record in records),
+    )
+
+
+def _case(record: Record, case: Case) -> list[tuple[Kind, dict[str, float], float]]:
+    from moeplan.profile.predict import block_of
+
+    block = block_of(record.subjects[case.subject])
+    work = Workload("train", B=1, S=case.tokens, C=case.tokens)
+    env = {**block.environment(work), "A": sum(1 for rows in case.rows_per_expert if rows)}
+    ops = {op.name: op for op in block.rows(work)}
+    out = []
+    for predicted, phase in case.joined():
+        if phase.stage == "forward":
+            op = ops[predicted.name]
+            out.append(
+                (
+                    KINDS[op.kind],
+                    _shape(op, predicted, env, len(case.rows_per_expert)),
+                    phase.median,
+                )
+            )
+    return out
+
+
+def _shape(op: Op, work: OpPrediction, env: Mapping[str, Number], experts: int) -> dict[str, float]:
+    if op.gemm is None:
+        from moeplan.profile.predict import LAUNCHES
+
+        return {"bytes": float(work.bytes), "launches": float(LAUNCHES[work.stage][op.kind])}
+    m, k, n = (float(evaluate(formula, env)) for formula in op.gemm)
+    if op.kind == "grouped_linear":
+        return {"rows": m, "n": n, "k": k, "experts": float(experts)}
+    return {"m": m, "n": n, "k": k}
+
+
+def _rates(record: Record) -> Device:
+    """Rates of the device: the datasheet's of a known GPU, else the roofs of the record."""
+    try:
+        return device_of(gpu(record.device.name))
+    except UserError:
+        roofs = {roof.name: roof.value for roof in record.roofs}
+        if not {"gemm", "copy"} <= roofs.keys():
+            raise UserError(f"record {record.name}: the roofs gemm and copy are missing") from None
+    return Device(record.device.name, roofs["gemm"], roofs["copy"], record.device.units)
+
+
+@dataclass(frozen=True)
+class ProfileTimes:
+    """Times of the measured layer's rows by a calibration."""
+
+    found: Calibration
+
+    @property
+    def name(self) -> str:
+        """What a record says the prediction was made with."""
+        return self.found.name
+
+    def seconds(
+        self,
+        op: Op,
+        work: OpPrediction,
+        rows_per_expert: Sequence[int],
+        env: Mapping[str, Number] | None = None,
+    ) -> float | None:
+        """Expected seconds of a row, or None where there are no constants for its kind.
+
+        env: the numbers of the row's formulas; without them a matmul's shape is not known. A
+        matmul's backward is twice its forward.
+        """
+        kind = KINDS.get(op.kind)
+        if kind is None or kind not in self.found.fits or (op.gemm is not None and env is None):
+            return None
+        shape = _shape(op, work, env or {}, len(rows_per_expert))
+        columns: dict[str, Any] = {n: np.array([v], dtype=np.int64) for n, v in shape.items()}
+        points = Points(kind, columns)
+        if kind == "grouped":
+            points = replace(points, loads=loads_of_rows([rows_per_expert]))
+        fit = self.found.fits[kind]
+        features = fit.model.prepare(points, self.found.device)
+        once = float(fit.model.seconds(features, fit.constants)[0])
+        return 2 * once if op.gemm is not None and work.stage == "backward" else once
+
+
+def for_profile(device: str, backend: str, dtype: str) -> ProfileTimes | None:
+    """The shipped calibration of a device (as its driver names it), backend and number format."""
+    try:
+        wanted = gpu(device).id
+    except UserError:
+        wanted = device
+    for name in names():
+        found = calibration(name)
+        if (found.device.id, found.backend, found.number_format) == (wanted, backend, dtype):
+            return ProfileTimes(found)
+    return None

@@ -1,0 +1,480 @@
+"""Training on layouts: legality, memory, time and money, for one layout or for arrays of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from moeplan.arrays import is_array, np
+from moeplan.calc import calc, value
+from moeplan.cluster.hardware import Cluster, all_in_power, price, prices
+from moeplan.cluster.layout import NUMBERS, Layout, check, legal, rules
+from moeplan.cluster.network import Collectives, Network
+from moeplan.estimation.flops import forward
+from moeplan.estimation.memory import optimizer_named
+from moeplan.model.spec import ModelSpec
+from moeplan.model.workload import Workload
+from moeplan.parallel.account import account_named
+from moeplan.parallel.divide import Degrees, Divided, widths
+from moeplan.parallel.jobs import TrainingJob
+from moeplan.parallel.optime import Roofline, RowTimes, stack_named
+from moeplan.parallel.stages import Pieces, Rank, places, ranks
+from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
+from moeplan.parallel.step import StepInputs, training_step
+from moeplan.parallel.table import COLUMNS, Coster, PieceCost
+from moeplan.quantity import Number, Quantity, Source, plain
+from moeplan.units import parse
+
+__all__ = ["BINDS", "TrainingPlan", "evaluate_training", "explain_training"]
+
+BINDS = ("compute", "tensor parallel", "all-to-all", "context parallel", "pipeline sends",
+         "data parallel", "bubble", "recomputation", "optimizer", "memory")  # fmt: skip
+_BINDING = ("compute", "tp", "ep", "cp", "pp", "dp", "bubble", "recompute", "optimizer")
+_TABLE_KEYS = ("tp", "cp", "ep", "etp", "microbatch")
+_CHUNK = 16384  # layouts at a time: the arrays at work then stay in the processor's cache
+
+
+def evaluate_training(
+    spec: ModelSpec,
+    layout: Layout,
+    cluster: Cluster,
+    job: TrainingJob,
+    gpus: Any = None,
+    *,
+    times: RowTimes | None = None,
+    collectives: Collectives | None = None,
+) -> dict[str, Any]:
+    """What training costs under a layout, or under each of many; see `moeplan.parallel`.
+
+    gpus: GPUs that a layout must fill (None: the cluster's). times, collectives: measured models
+    in the place of the rooflines. Raises `UserError` for one layout that breaks a rule.
+    """
+    plan = TrainingPlan(spec, cluster, job, times=times, collectives=collectives)
+    return plan.evaluate(layout, gpus)
+
+
+def explain_training(
+    spec: ModelSpec, layout: Layout, cluster: Cluster, job: TrainingJob, gpus: Any = None
+) -> dict[str, Any]:
+    """The same keys for one layout as explained quantities, with `stages`, `pieces`."""
+    return TrainingPlan(spec, cluster, job).explain(layout, gpus)
+
+
+class TrainingPlan:
+    """A model, a cluster and a job: what all layouts share, prepared once."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        cluster: Cluster,
+        job: TrainingJob,
+        *,
+        times: RowTimes | None = None,
+        collectives: Collectives | None = None,
+    ) -> None:
+        self.spec, self.cluster, self.job = spec, cluster, job
+        self.net = Network.of(cluster, collectives)
+        self.pieces = Pieces(spec, mtp=job.mtp)
+        self.account = account_named(job.account)
+        self.optimizer = optimizer_named(job.optimizer)
+        self.times: RowTimes = times or Roofline(cluster.gpu, stack_named(job.stack))
+        self.widths = widths(self.pieces.all)
+        reported = cluster.gpu.memory_reported
+        self.capacity = cluster.gpu.memory_bytes if reported is None else reported
+        self.sequence = plain(job.sequence)
+        self._kept_tables: dict[Any, _Tables] = {}
+        self.flops = {mask: self._flops(mask) for mask in ("causal", "full")}
+
+    def _flops(self, mask: Any) -> Number:
+        """Model FLOPs of one sequence, forward and backward."""
+        work = Workload("train", B=1, S=self.sequence, C=self.sequence, mask=mask)
+        roles: Any = ("model", "encoder", "mtp") if self.job.mtp else ("model", "encoder")
+        return 3 * forward(self.spec, work, roles)
+
+    # ------------------------------------------------------------------------------ legality
+    def facts(self, gpus: Any = None) -> dict[str, Number]:
+        """What rules know besides the layout: E, F, L, S and the GPUs."""
+        moe = self.spec.moe
+        out = {
+            "gpus": plain(self.cluster.gpus.value if gpus is None else gpus),
+            "L": self.pieces.layers,
+            "S": self.sequence,
+        }
+        if moe is not None:
+            out |= {"E": moe.values["E"], "F": moe.values["F"]}
+        return out
+
+    def rules(self, layout: Layout) -> Any:
+        """The rules of this model under a layout's kinds."""
+        return rules(layout, self.widths, experts=self.spec.moe is not None)
+
+    def legal(self, layout: Layout, gpus: Any = None) -> Any:
+        """Whether all rules hold, elementwise."""
+        return legal(layout, self.rules(layout), **self.facts(gpus))
+
+    # -------------------------------------------------------------------------------- answers
+    def evaluate(self, layout: Layout, gpus: Any = None) -> dict[str, Any]:
+        """Numbers for numbers, arrays for arrays."""
+        if layout.is_many or is_array(plain(gpus)):
+            return self._many(layout, gpus)
+        check(layout, self.rules(layout), **self.facts(gpus))
+        return self._one(layout, explained=False)
+
+    def explain(self, layout: Layout, gpus: Any = None) -> dict[str, Any]:
+        """Quantities, with the ranks and the pieces behind them."""
+        check(layout, self.rules(layout), **self.facts(gpus))
+        return self._one(layout.explained, explained=True)
+
+    def _one(self, layout: Layout, *, explained: bool) -> dict[str, Any]:
+        v = _numbers(layout) if explained else dict(layout.values)
+        costs = self.costs(layout, v, explained=explained)
+        bare = layout.values
+        every = ranks(*self._stage_key(layout), int(bare["pp"]), int(bare["vpp"]), layout.split,
+                      layout.schedule, _rounds(layout, bare))  # fmt: skip
+        found = places(every)
+        looked = Looked(
+            column=lambda name, k: costs[k].numbers[name],
+            held=[_some(r.held) for r in found],
+            alive=[_some(r.alive) for r in found],
+            depth=[r.depth for r in found],
+            rank=[r.index for r in found],
+            count=_count(every, layout),
+            names=[p.name for p in self.pieces.all],
+        )
+        sums = self.sums(layout, looked, gathers=bare["zero"] >= 3)
+        out = self._finish(layout, v, training_step(self._inputs(layout, v), sums))
+        if explained:
+            out["pieces"] = {
+                p.name: {**c.numbers, "kept_by_row": c.kept, "rows": c.rows, "messages": c.messages}
+                for p, c in zip(self.pieces.all, costs, strict=True)
+            }
+            out["ranks"] = every
+        return out
+
+    def sums(self, layout: Layout, looked: Looked, *, gathers: bool) -> RankSums:
+        """What the deciding ranks hold and take."""
+        return rank_sums(
+            looked,
+            halves=layout.schedule == "dualpipe",
+            gathers=gathers,
+            recomputes=layout.recompute != "none",
+        )
+
+    def costs(self, layout: Layout, v: dict[str, Any], *, explained: bool) -> list[PieceCost]:
+        """Each piece's numbers under degrees v (numbers, quantities, or arrays)."""
+        job = self.job
+        sequence = job.sequence if explained else self.sequence
+        work = Workload("train", B=1, S=self.sequence, C=self.sequence)
+        degrees = Degrees(
+            *(v[name] for name in ("tp", "cp", "ep", "etp")),
+            B=v["microbatch"],
+            S=sequence,
+            C=sequence,
+            work=work,
+            sp=layout.sp,
+            imbalance=job.imbalance if explained else plain(job.imbalance),
+            explained=explained,
+        )
+        own = Divided(degrees, self.account)
+        coster = Coster(own, layout, job, self.net, self.times, self.optimizer.gradients)
+        return [coster.cost(piece) for piece in self.pieces.all]
+
+    def _inputs(self, layout: Layout, v: dict[str, Any]) -> StepInputs:
+        explained = isinstance(v["tp"], Quantity)
+        bandwidth, hidden = self.cluster.gpu.memory_bandwidth, self.spec.hidden
+        job = self.job if explained else replace(self.job, sequence=self.sequence)
+        return StepInputs(
+            v,
+            layout,
+            job,
+            self.net,
+            self.optimizer,
+            bandwidth if explained else bandwidth.value,
+            hidden if explained else hidden.value,
+        )
+
+    def _stage_key(self, layout: Layout) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+        return self.pieces.order, self.pieces.roles, self.pieces.modules
+
+    # ------------------------------------------------------------------------------- money
+    def _finish(self, layout: Layout, v: dict[str, Any], out: dict[str, Any]) -> dict[str, Any]:
+        """What follows from memory and step: fits, MFU, tokens per second, dollars, energy."""
+        explained = isinstance(v["tp"], Quantity)
+
+        def own(q: Any) -> Any:
+            return q if explained else value(q)
+
+        step, gpus = out["step"], v["world"]
+        out["gpus"] = gpus
+        out["memory_free"] = calc("capacity - used", "B", capacity=own(self.capacity),
+                                  used=out["memory"])  # fmt: skip
+        out["legal"] = True
+        out["fits"] = value(out["memory_free"]) >= 0
+        peak = self.cluster.gpu.peak("bf16" if "bf16" in self.cluster.gpu.peaks else "fp16")
+        for key, mask in (("mfu", "causal"), ("mfu_full", "full")):
+            flops = self._given(self.flops[mask], "FLOP", "flops", explained)
+            work = calc("batch*flops", "FLOP", batch=v["batch"], flops=flops)
+            out["step_flops" if mask == "causal" else "step_flops_full"] = work
+            out[key] = calc("work/(step*gpus*peak)", "", work=work, step=step, gpus=gpus,
+                            peak=own(peak))  # fmt: skip
+        tokens = calc("batch*S", "tokens", batch=v["batch"], S=own(self.job.sequence))
+        out["tokens_per_second"] = calc("tokens/step", "tokens/s", tokens=tokens, step=step)
+        out["tokens_per_second_per_gpu"] = calc(
+            "rate/gpus", "tokens/s", rate=out["tokens_per_second"], gpus=gpus
+        )
+        self._bill(out, gpus, own)
+        parts = [value(out[f"time_{name}"]) for name in _BINDING]
+        at = np.argmax(np.stack(np.broadcast_arrays(*parts)), axis=0)
+        binds = np.where(out["fits"], at, BINDS.index("memory"))
+        out["binds"] = binds if is_array(step) else int(binds)
+        return out
+
+    def _given(self, number: Any, unit: str, symbol: str, explained: bool) -> Any:
+        if not explained:
+            return number
+        source = Source("config", "model FLOPs, see `estimate`, flops")
+        return Quantity.given(number, unit, symbol, source)
+
+    def _bill(self, out: dict[str, Any], gpus: Any, own: Callable[[Any], Any]) -> None:
+        """Seconds, GPU-hours, dollars and joules of the run; nan where something is not known."""
+        job, unknown = self.job, float("nan")
+        rate = out["tokens_per_second"]
+        tokens = unknown if job.tokens is None else own(job.tokens)
+        out["seconds"] = calc("tokens/rate", "s", tokens=tokens, rate=rate)
+        out["gpu_hours"] = calc("seconds*gpus/3600", "h", seconds=out["seconds"], gpus=gpus)
+        each = own(self._price())
+        out["dollars"] = calc("hours*price", "$", hours=out["gpu_hours"], price=each)
+        power = job.power if job.power is not None else all_in_power(self.cluster.gpu.id)
+        watts = unknown if power is None else own(power)
+        out["energy"] = calc("seconds*gpus*watts", "J", seconds=out["seconds"], gpus=gpus,
+                             watts=watts)  # fmt: skip
+
+    def _price(self) -> Any:
+        given, device = self.job.price, self.cluster.gpu.id
+        if given is None:
+            return price(device).per_hour if prices(device) else float("nan")
+        if isinstance(given, str):
+            if "$" in given:
+                return parse(given, "money", where="price")
+            return price(device, given).per_hour
+        return given
+
+    # -------------------------------------------------------------------------------- arrays
+    def _many(self, layout: Layout, gpus: Any) -> dict[str, Any]:
+        found = [plain(getattr(layout, name)) for name in NUMBERS]
+        count = plain(self.cluster.gpus.value if gpus is None else gpus)
+        spread = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (*found, count)))
+        shape = spread[0].shape
+        flat = {n: a.ravel() for n, a in zip((*NUMBERS, "gpus"), spread, strict=True)}
+        size = flat["tp"].size
+        good = self._mask(layout, flat)
+        at = np.flatnonzero(good)
+        tables = self._tables(layout)
+        many = replace(layout, **{name: flat[name][at] for name in NUMBERS})
+        sums, row = tables.prepare(many.values) if at.size else (None, None)
+        out: dict[str, Any] = {}
+        for start in range(0, at.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            v = {name: a[part] for name, a in many.values.items()}
+            step = training_step(self._inputs(layout, v), sums.take(row[part]))
+            answer = self._finish(layout, v, step)
+            for name, numbers in answer.items():
+                if name not in out:
+                    out[name] = _empty(name, size)
+                out[name][at[part]] = numbers
+        out.setdefault("fits", np.zeros(size, dtype=bool))
+        out["legal"] = good
+        return {name: a.reshape(shape) for name, a in out.items()}
+
+    def _mask(self, layout: Layout, flat: dict[str, Any]) -> Any:
+        """Which layouts break no rule."""
+        size = flat["tp"].size
+        good = np.zeros(size, dtype=bool)
+        for start in range(0, size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            chunk = {name: a[part] for name, a in flat.items()}
+            count = chunk.pop("gpus")
+            good[part] = self.legal(replace(layout, **chunk), count)
+        return good
+
+    def _tables(self, layout: Layout) -> _Tables:
+        """The tables of a layout's kinds, kept for the next call."""
+        kinds = (layout.sp, layout.schedule, layout.recompute, layout.selective, layout.overlap,
+                 layout.order, layout.split)  # fmt: skip
+        if kinds not in self._kept_tables:
+            self._kept_tables[kinds] = _Tables(self, layout)
+        return self._kept_tables[kinds]
+
+
+def _empty(name: str, size: int) -> Any:
+    if name in ("legal", "fits"):
+        return np.zeros(size, dtype=bool)
+    if name in ("binds", "stage"):
+        return np.full(size, -1, dtype=np.int64)
+    return np.full(size, np.nan)
+
+
+def _numbers(layout: Layout) -> dict[str, Any]:
+    """A layout's numbers as quantities, with what follows from them."""
+    v: dict[str, Any] = {name: getattr(layout, name) for name in NUMBERS}
+    v["pool"] = calc("tp*cp*dp", "GPUs", tp=v["tp"], cp=v["cp"], dp=v["dp"])
+    v["world"] = calc("pool*pp", "GPUs", pool=v["pool"], pp=v["pp"])
+    v["expert"] = calc("ep*etp", "GPUs", ep=v["ep"], etp=v["etp"])
+    v["edp"] = calc("per(pool, expert)", "GPUs", pool=v["pool"], expert=v["expert"])
+    v["m"] = calc("per(batch, microbatch*dp)", "microbatches", batch=v["batch"],
+                  microbatch=v["microbatch"], dp=v["dp"])  # fmt: skip
+    return v
+
+
+def _rounds(layout: Layout, v: dict[str, Any]) -> int:
+    """What the in-flight tables must know of m."""
+    if layout.schedule != "interleaved":
+        return 0
+    return int(v["pp"]) * (1 if v["m"] == v["pp"] else 3)
+
+
+def _some(vector: Sequence[float]) -> list[Any]:
+    return [n if n else None for n in vector]
+
+
+def _count(every: Sequence[Rank], layout: Layout) -> list[Any]:
+    """How often the model's ranks run each piece for a microbatch."""
+    seen: dict[int, Rank] = {r.index: r for r in every}
+    share = 0.5 if layout.schedule == "dualpipe" else 1
+    sums = [share * sum(n) for n in zip(*(r.held for r in seen.values()), strict=True)]
+    return [n if n else None for n in sums]
+
+
+@lru_cache(maxsize=64)
+def _columns() -> dict[str, int]:
+    return {name: i for i, name in enumerate(COLUMNS)}
+
+
+class _Tables:
+    """Tables of pieces and ranks, filled as combinations of degrees turn up."""
+
+    def __init__(self, plan: TrainingPlan, layout: Layout) -> None:
+        self.plan, self.layout = plan, layout
+        self.pieces = _Index(len(_TABLE_KEYS))
+        self.places = _Index(3)
+        self.numbers: Any = None
+        self.rank_rows: list[Any] = []
+
+    def prepare(self, v: dict[str, Any]) -> tuple[RankSums, Any]:
+        """Sums for each different combination of both tables' rows, and each layout's place."""
+        rows = self.pieces.find([v[name] for name in _TABLE_KEYS], self._fill)
+        rounds = 0 * v["pp"]
+        if self.layout.schedule == "interleaved":
+            rounds = np.where(v["m"] == v["pp"], 1.0, 3.0)
+        at = self.places.find([v["pp"], v["vpp"], rounds], self._fill_ranks)
+        pair, place = np.unique(rows * len(self.rank_rows) + at, return_inverse=True)
+        size = len(self.rank_rows)
+        gathers = bool((v["zero"] >= 3).any())
+        found = []
+        for start in range(0, pair.size, _CHUNK):
+            part = pair[start : start + _CHUNK]
+            looked = self._look(part // size, part % size)
+            found.append(self.plan.sums(self.layout, looked, gathers=gathers))
+        numbers = {
+            name: np.concatenate(
+                [np.broadcast_to(s[name], (min(_CHUNK, pair.size - i * _CHUNK),))
+                 for i, s in enumerate(found)]
+            )
+            for name in found[0].numbers
+        }  # fmt: skip
+        return RankSums(numbers, found[0].count), place
+
+    def _look(self, rows: Any, at: Any) -> Looked:
+        """Both tables' rows."""
+        held, alive, depth, index, count = self.rank_arrays
+        columns, numbers = _columns(), self.numbers
+
+        def column(name: str, k: int) -> Any:
+            return numbers[columns[name], k].take(rows)
+
+        memo: dict[tuple[str, int], Any] = {}
+
+        def cached(name: str, k: int) -> Any:
+            if (name, k) not in memo:
+                memo[name, k] = column(name, k)
+            return memo[name, k]
+
+        def vectors(table: Any) -> list[list[Any]]:
+            return [
+                [t.take(at) if t.any() else None for t in table[c]] for c in range(len(table))
+            ]
+
+        return Looked(
+            cached,
+            vectors(held),
+            vectors(alive),
+            [d.take(at) for d in depth],
+            [i.take(at) for i in index],
+            [t.take(at) if t.any() else None for t in count],
+            [p.name for p in self.plan.pieces.all],
+        )
+
+    def _fill(self, keys: Any) -> None:
+        v = dict(zip(_TABLE_KEYS, keys.T, strict=True))
+        costs = self.plan.costs(self.layout, v, explained=False)
+        n = len(keys)
+        new = np.empty((len(COLUMNS), len(costs), n))
+        for q, name in enumerate(COLUMNS):
+            for k, cost in enumerate(costs):
+                new[q, k] = cost.numbers[name]
+        old = self.numbers
+        self.numbers = new if old is None else np.concatenate([old, new], axis=2)
+
+    def _fill_ranks(self, keys: Any) -> None:
+        layout = self.layout
+        for pp, vpp, full in keys:
+            key = self.plan._stage_key(layout)
+            every = ranks(*key, int(pp), int(vpp), layout.split, layout.schedule,
+                          int(pp * full))  # fmt: skip
+            self.rank_rows.append((places(every), _count(every, layout)))
+        most = max(len(found) for found, _ in self.rank_rows)
+        pieces, n = len(self.plan.pieces.all), len(self.rank_rows)
+        held, alive = np.zeros((most, pieces, n)), np.zeros((most, pieces, n))
+        depth, index, count = np.ones((most, n)), np.zeros((most, n)), np.zeros((pieces, n))
+        for i, (found, counts) in enumerate(self.rank_rows):
+            count[:, i] = [c or 0 for c in counts]
+            for c, rank in enumerate(found):
+                held[c, :, i], alive[c, :, i] = rank.held, rank.alive
+                depth[c, i], index[c, i] = rank.depth, rank.index
+        self.rank_arrays = held, alive, depth, index, count
+
+
+class _Index:
+    """Rows of combinations of numbers, each given a place when it first turns up."""
+
+    def __init__(self, width: int) -> None:
+        self.known: dict[tuple[float, ...], int] = {}
+        self.codes = np.empty(0, dtype=np.int64)
+        self.order = np.empty(0, dtype=np.int64)
+        self.width = width
+
+    def find(self, columns: Sequence[Any], fill: Callable[[Any], None]) -> Any:
+        """The place of each row; `fill` is called with the rows that are new."""
+        rows = np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.int64)
+        code = rows[:, 0].copy()
+        for i in range(1, self.width):
+            code = code * _RADIX + rows[:, i]
+        at = np.searchsorted(self.codes, code)
+        missing = np.ones(code.shape, dtype=bool)
+        inside = at < self.codes.size
+        missing[inside] = self.codes[at[inside]] != code[inside]
+        if missing.any():
+            new, first = np.unique(code[missing], return_index=True)
+            fill(rows[missing][first].astype(np.float64))
+            base = self.codes.size
+            codes = np.concatenate([self.codes, new])
+            place = np.concatenate([self.order, base + np.arange(new.size)])
+            sort = np.argsort(codes)
+            self.codes, self.order = codes[sort], place[sort]
+            at = np.searchsorted(self.codes, code)
+        return self.order[at]
+
+
+_RADIX = 1 << 12  # degrees and microbatches below 4096: five of them fit an int64

@@ -1,0 +1,323 @@
+"""Run the jobs of a plan one after the other, and keep the record of each whole on disk.
+
+After every case the record is written. What goes wrong in a case is noted in it and the run goes
+on; an interruption or a lost device ends the run with everything measured so far kept.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from moeplan.errors import UserError
+from moeplan.profile import bench, checks, device, store
+from moeplan.profile.assignment import Ids, rows_per_expert
+from moeplan.profile.functions import uses_kernels
+from moeplan.profile.layer import Layer
+from moeplan.profile.memory import PeakMemory, peak_memory
+from moeplan.profile.predict import Shape, calibration_for, dtype_bytes, predict, subject_of
+from moeplan.profile.record import Case, Device, Prediction, Record, Roof, Settings, Versions, now
+from moeplan.profile.suite import Job, Part
+from moeplan.units import fmt_bytes
+
+__all__ = ["DeviceLost", "Runner", "is_device_lost", "is_out_of_memory"]
+
+_KEEP_FREE = 0.95  # of the free bytes that a case may take
+_FULL_CHECK_TOKENS = 32
+
+
+class DeviceLost(Exception):
+    """The device does not answer any more: a new process is needed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in text or "can't allocate memory" in text or "out of memory" in text
+    )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error leaves the CUDA context unusable."""
+    lost = getattr(torch, "AcceleratorError", None)
+    if lost is not None and isinstance(error, lost):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("CUDA error" in text or "CUDA driver error" in text)
+
+
+@dataclass
+class Runner:
+    """The state of a run: where it measures, until when, and the records it fills.
+
+    measure_roofs: makes the roofs, once. measure: times a case (`bench.measure`). told: called with
+    a job and the passes done of it so far, for a progress bar.
+    """
+
+    where: torch.device
+    facts: Device
+    versions: Versions
+    settings: Settings
+    folder: Path
+    measure_roofs: Callable[[], list[Roof]]
+    file: Path | None = None
+    resume: bool = False
+    notes: Sequence[str] = ()
+    deadline: float = math.inf
+    planned: Callable[[float], None] = lambda seconds: None
+    advanced: Callable[[str, float], None] = lambda label, seconds: None
+    measure: Callable[..., bench.Measurement] = bench.measure
+    paths: dict[str, Path] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+    _roofs: list[Roof] = field(default_factory=list)
+    _layers: tuple[tuple[str, str, str], list[Layer]] | None = None
+
+    # ------------------------------------------------------------------------ whole runs
+    def run(self, parts: Sequence[Part]) -> None:
+        """Measure every job of every part that has no figures yet.
+
+        Raises KeyboardInterrupt and DeviceLost after the records say so, UserError where a record
+        cannot be gone on with.
+        """
+        todo = [(part, self._open(part)) for part in parts]
+        try:
+            if not self._roofs:
+                self._roofs = self.measure_roofs()
+            for record in self.records.values():
+                record.roofs = self._roofs
+                self._save(record)
+            self.planned(sum(self._estimate(job) for part, record in todo for job in part.jobs
+                             if job.key not in record.finished_keys()))  # fmt: skip
+            for part, record in todo:
+                self._part(part, record)
+        except KeyboardInterrupt:
+            self._end("interrupted", "stopped by the user")
+            raise
+        except DeviceLost as problem:
+            self._end("device lost", str(problem))
+            raise
+        short = any(c.state == "out of time" for r in self.records.values() for c in r.cases)
+        self._end("out of time" if short else "finished", "")
+
+    def _open(self, part: Part) -> Record:
+        """The record of a part: one that is open already, one to go on with, or a new one."""
+        if part.name in self.records:
+            return self.records[part.name]
+        path = self.file
+        if path is None and self.resume:
+            path = store.unfinished(self.folder, self.facts, part.name)
+        if path is not None and path.exists():
+            if not self.resume:
+                raise UserError(f"{path} exists: give --resume to go on with it, or another --out")
+            record = self._resumed(path)
+        else:
+            path = path or store.new_path(self.folder, self.facts, part.name)
+            record = Record(
+                name=part.name,
+                started=now(),
+                updated=now(),
+                device=self.facts,
+                versions=self.versions,
+                settings=self.settings,
+                notes=[*self.notes, *part.notes],
+            )
+        self.records[part.name], self.paths[part.name] = record, path
+        return record
+
+    def _resumed(self, path: Path) -> Record:
+        """A record to go on with. Raises UserError where its figures would not mix with new ones."""
+        record = store.load_record(path)
+        for what, old, new in (
+            ("device", record.device.name, self.facts.name),
+            ("method", record.method_version, Record.model_fields["method_version"].default),
+            ("torch", record.versions.torch, self.versions.torch),
+            ("moeplan", record.versions.moeplan, self.versions.moeplan),
+            ("seed", record.settings.seed, self.settings.seed),
+        ):
+            if old != new:
+                raise UserError(
+                    f"{path}: cannot be resumed: it was measured with {what} {old}, and this run "
+                    f"has {new}; leave out --resume to start a new record"
+                )
+        record.notes.append(f"resumed {now()} after it was {record.state}; roofs measured anew")
+        record.state, record.reason = "running", ""
+        return record
+
+    def _end(self, state: str, reason: str) -> None:
+        for record in self.records.values():
+            record.state, record.reason = state, reason  # type: ignore[assignment]
+            self._save(record)
+
+    def _save(self, record: Record) -> None:
+        store.save_record(record, self.paths[record.name])
+
+    # ------------------------------------------------------------------------- one record
+    def _part(self, part: Part, record: Record) -> None:
+        deadline = self.deadline
+        if part.seconds is not None:
+            deadline = min(deadline, time.monotonic() + part.seconds)
+        for job in part.jobs:
+            if job.key in record.finished_keys():
+                continue
+            estimate, before = self._estimate(job), time.monotonic()
+            case = self._case(job, record, deadline)
+            record.put(case)
+            self._save(record)
+            self.advanced(case.label, max(estimate, 0.0) if before else 0.0)
+
+    def _case(self, job: Job, record: Record, deadline: float) -> Case:
+        """Predict, check, run: a case with figures or with the reason why it has none."""
+        ids = self._ids(job)
+        rows = rows_per_expert(ids, int(job.block.values["E"]))
+        case = Case(
+            subject=job.subject,
+            tokens=job.tokens,
+            routing=job.routing.text,
+            rows_per_expert=rows,
+            backend=job.backend,
+            dtype=job.dtype,
+            direction=job.direction,
+        )
+        record.subjects.setdefault(job.subject, subject_of(job.block, job.source))
+        memory = self._memory(job)
+        case.prediction = self._predict(job, rows, memory)
+        needed, free = self._needed(job, memory, case.prediction), self._free()
+        if needed > _KEEP_FREE * free:
+            case.state, case.free_bytes = "skipped", free
+            case.reason = (
+                f"does not fit: {fmt_bytes(needed)} predicted, {fmt_bytes(free)} free"
+            )
+            return case
+        if time.monotonic() > deadline:
+            case.state, case.reason = "out of time", "the time budget was spent before it"
+            return case
+        record.put(case)
+        self._save(record)  # the prediction is on disk before the run
+        return self._run(job, case, ids, record, deadline)
+
+    def _run(self, job: Job, case: Case, ids: Ids, record: Record, deadline: float) -> Case:
+        assert case.prediction is not None
+        touched = sum(op.bytes for op in case.prediction.ops)
+        try:
+            layers = self._built(job)
+            if not self._checked(job, layers[0], record):
+                case.state, case.reason = "skipped", "the backend's results are wrong: see checks"
+                return case
+            passes = bench.Passes(
+                layers, ids, job.direction,
+                cache_bytes=self.facts.cache_bytes, touched=touched, seed=self.settings.seed,
+            )  # fmt: skip
+            measured = self.measure(passes, self.settings.samples, deadline=deadline)
+            return Case.model_validate(
+                {**case.model_dump(), "measured": measured.model_dump(), "state": "measured"}
+            )
+        except bench.OutOfTime as problem:
+            case.state, case.reason = "out of time", f"not enough of the time budget left: {problem}"
+        except UserError as problem:
+            case.state, case.reason = "skipped", str(problem)
+        except (RuntimeError, MemoryError) as problem:
+            self._failed(problem, case)
+        return case
+
+    def _failed(self, problem: BaseException, case: Case) -> None:
+        """Note an out-of-memory, and free what is held; anything else goes on upwards."""
+        if is_out_of_memory(problem):
+            case.state, case.reason = "out of memory", str(problem).splitlines()[0]
+            self._drop()
+        elif is_device_lost(problem):
+            raise DeviceLost(str(problem).splitlines()[0]) from problem
+        else:
+            raise problem
+
+    # ------------------------------------------------------------- predictions and layers
+    def _ids(self, job: Job) -> Ids:
+        values = job.block.values
+        return job.routing.ids(
+            job.tokens, int(values["E"]), int(values["k"]), self.settings.seed + job.tokens
+        )
+
+    def _memory(self, job: Job) -> PeakMemory:
+        return peak_memory(
+            job.block,
+            job.tokens,
+            backward=job.direction == "forward+backward",
+            element=dtype_bytes(job.dtype),
+            kernels=uses_kernels(self.where.type),
+        )
+
+    def _predict(self, job: Job, rows: Sequence[int], memory: PeakMemory) -> Prediction:
+        shape = Shape(job.block, job.tokens, rows, job.dtype, job.direction)
+        calibration = calibration_for(self.facts.name, job.backend, job.dtype)
+        return predict(shape, self._roofs, int(memory.peak), calibration)
+
+    def _estimate(self, job: Job) -> float:
+        """Seconds that the bar gives a case: its passes at the predicted time, and building it."""
+        rows = rows_per_expert(self._ids(job), int(job.block.values["E"]))
+        memory = self._memory(job)
+        if memory.peak > self._free():
+            return 0.0
+        expected = self._predict(job, rows, memory).expected
+        return 0.5 + expected * (2 * self.settings.samples + 4)
+
+    def _needed(self, job: Job, memory: PeakMemory, prediction: Prediction) -> int:
+        """Bytes of a case with all its copies: layers and inputs in turn over the caches."""
+        turns = bench.turns_needed(
+            int(memory.weights), sum(op.bytes for op in prediction.ops), self.facts.cache_bytes
+        )
+        return int(
+            memory.peak
+            + (turns.layers - 1) * memory.weights
+            + (turns.passes - 1) * memory.input
+        )
+
+    def _free(self) -> int:
+        """Free bytes, counting those of the layers that are there to be used or dropped."""
+        held = 0
+        if self._layers is not None:
+            held = sum(p.nbytes for layer in self._layers[1] for p in layer.parameters())
+        return device.free_bytes(self.where) + held
+
+    def _built(self, job: Job) -> list[Layer]:
+        """The job's layers, those of the last case where they are the same."""
+        key = (job.subject, job.backend, job.dtype)
+        if self._layers is None or self._layers[0] != key:
+            self._drop()
+            layers = bench.make_layers(
+                job.block, job.backend, job.dtype, self.where, self.settings.seed,
+                self.facts.cache_bytes,
+            )  # fmt: skip
+            self._layers = key, layers
+        return self._layers[1]
+
+    def _drop(self) -> None:
+        self._layers = None
+        gc.collect()
+        if self.where.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _checked(self, job: Job, layer: Layer, record: Record) -> bool:
+        """Check a backend once for each subject and dtype; whether it passed."""
+        done = [
+            c for c in record.checks
+            if (c.subject, c.backend, c.dtype) == (job.subject, job.backend, job.dtype)
+        ]  # fmt: skip
+        if not done:
+            seed = self.settings.seed
+            done = checks.check_backend(
+                job.block, job.subject, job.backend, job.dtype, self.where, seed
+            )
+            copy = 4 * sum(p.numel() for p in layer.parameters())
+            if not self.settings.quick and copy < 0.5 * device.free_bytes(self.where):
+                done.append(checks.check_layer(layer, job.subject, job.dtype, _FULL_CHECK_TOKENS, seed))
+                gc.collect()
+            record.checks += done
+        return all(check.passed for check in done)

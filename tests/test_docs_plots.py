@@ -1,0 +1,34 @@
+"""The plots in the documentation are those that the program draws now."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from moeplan.api import compare
+from moeplan.report.plots import draw
+
+COMMAND = re.compile(r"`moeplan compare ([^`]+?) --plot docs/img`")
+
+
+def pinned(root: Path) -> str:
+    """The version of matplotlib that drew them: another one may draw other pixels."""
+    found = re.search(r"^matplotlib==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def test_plots_of_the_readme_are_current(root: Path, tmp_path: Path) -> None:
+    if matplotlib.__version__ != pinned(root):
+        pytest.skip(f"matplotlib {matplotlib.__version__} is not the pinned {pinned(root)}")
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    found = COMMAND.search(text)
+    assert found
+    draw(compare(*found[1].split()), tmp_path, formats=("png",))
+    shown = sorted((root / "docs" / "img").glob("*.png"))
+    assert shown
+    for image in shown:
+        assert (tmp_path / image.name).read_bytes() == image.read_bytes(), image.name
