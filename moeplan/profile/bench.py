@@ -25,7 +25,16 @@ from moeplan.profile.layer import Layer
 from moeplan.profile.record import Clocks, Direction, Measurement, Phase, Stage, Timing, quantile
 from moeplan.profile.tracking import TrackedMemory
 
-__all__ = ["DTYPES", "OutOfTime", "Passes", "make_layers", "measure", "noise_flags"]
+__all__ = [
+    "DTYPES",
+    "OutOfTime",
+    "Passes",
+    "Turns",
+    "make_layers",
+    "measure",
+    "noise_flags",
+    "turns_needed",
+]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CACHES = 3  # buffers in turn cover so many times the last cache
@@ -41,17 +50,31 @@ class OutOfTime(Exception):
     """The passes that a case still needs would end after the deadline."""
 
 
+class Turns(NamedTuple):
+    """How many layers, and how many sets of buffers, a case takes in turn."""
+
+    layers: int
+    passes: int
+
+
+def turns_needed(weights: int, touched: int, cache_bytes: int) -> Turns:
+    """Turns that make weights, and the bytes that passes touch, exceed three times the last cache."""
+    layers = max(math.ceil(CACHES * cache_bytes / max(weights, 1)), 1)
+    passes = math.ceil(CACHES * cache_bytes / max(touched, 1))
+    return Turns(layers, min(max(layers, passes), _MOST_TURNS))
+
+
 def make_layers(
     block: MoE, backend: str, dtype: str, device: torch.device, seed: int, cache_bytes: int
 ) -> list[Layer]:
     """As many equal layers as make their weights more than three times the last cache."""
-    layers = [Layer(block, backend=backend, dtype=DTYPES[dtype], device=device, seed=seed)]
-    size = sum(weight.nbytes for weight in layers[0].parameters())
-    for number in range(1, math.ceil(CACHES * cache_bytes / size)):
-        layers.append(
-            Layer(block, backend=backend, dtype=DTYPES[dtype], device=device, seed=seed + number)
-        )
-    return layers
+    def make(number: int) -> Layer:
+        how = {"backend": backend, "dtype": DTYPES[dtype], "device": device}
+        return Layer(block, seed=seed + number, **how)  # type: ignore[arg-type]
+
+    first = make(0)
+    size = sum(weight.nbytes for weight in first.parameters())
+    return [first, *(make(n) for n in range(1, turns_needed(size, size, cache_bytes).layers))]
 
 
 class _Turn(NamedTuple):
@@ -84,8 +107,8 @@ class Passes:
         self.backward = direction == "forward+backward"
         self.device = layers[0].router_ED.device
         experts = layers[0].router_ED.shape[0]
-        wanted = math.ceil(CACHES * cache_bytes / max(touched, 1))
-        count = min(max(len(layers), wanted), _MOST_TURNS)
+        size = sum(weight.nbytes for weight in layers[0].parameters())
+        count = max(turns_needed(size, touched, cache_bytes).passes, len(layers))
         self.turns: list[_Turn] = []
         for number in range(count):
             layer = layers[number % len(layers)]

@@ -128,14 +128,15 @@ class Roof(_Model):
     """A rate or time that this device reached in this run.
 
     amount: FLOPs or bytes of one sample (none for a time). value: the median of amount / sample,
-    or of the samples themselves.
+    or of the samples themselves. measured: when; a resumed run measures its roofs anew.
     """
 
     name: str
     unit: Literal["FLOP/s", "B/s", "s"]
     value: float
     amount: float | None = None
-    samples: list[float]
+    samples: list[float] = Field(min_length=1)
+    measured: str = ""
     note: str = ""
 
 
@@ -349,6 +350,10 @@ class Record(_Model):
     def measured(self) -> Iterator[Case]:
         """The cases with figures."""
         return (case for case in self.cases if case.state == "measured")
+
+    def current_roofs(self) -> list[Roof]:
+        """The roofs of the last run."""
+        return list({roof.name: roof for roof in self.roofs}.values())
 
     def finished_keys(self) -> set[tuple[Any, ...]]:
         """Keys of the cases that a resumed run need not repeat: those with figures."""

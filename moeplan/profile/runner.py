@@ -59,8 +59,8 @@ def is_device_lost(error: BaseException) -> bool:
 class Runner:
     """The state of a run: where it measures, until when, and the records it fills.
 
-    measure_roofs: makes the roofs, once. measure: times a case (`bench.measure`). told: called with
-    a job and the passes done of it so far, for a progress bar.
+    measure_roofs: makes the roofs, once. measure: times a case (`bench.measure`). planned, advanced:
+    told the seconds that the whole is thought to take, and those that are done, for a bar.
     """
 
     where: torch.device
@@ -80,6 +80,7 @@ class Runner:
     records: dict[str, Record] = field(default_factory=dict)
     _roofs: list[Roof] = field(default_factory=list)
     _layers: tuple[tuple[str, str, str], list[Layer]] | None = None
+    _left_of_job: float = 0.0
 
     # ------------------------------------------------------------------------ whole runs
     def run(self, parts: Sequence[Part]) -> None:
@@ -93,10 +94,9 @@ class Runner:
             if not self._roofs:
                 self._roofs = self.measure_roofs()
             for record in self.records.values():
-                record.roofs = self._roofs
+                record.roofs += self._roofs
                 self._save(record)
-            self.planned(sum(self._estimate(job) for part, record in todo for job in part.jobs
-                             if job.key not in record.finished_keys()))  # fmt: skip
+            self.planned(sum(self._estimate(job) for job in self._left(todo)))
             for part, record in todo:
                 self._part(part, record)
         except KeyboardInterrupt:
@@ -107,6 +107,9 @@ class Runner:
             raise
         short = any(c.state == "out of time" for r in self.records.values() for c in r.cases)
         self._end("out of time" if short else "finished", "")
+
+    def _left(self, todo: Sequence[tuple[Part, Record]]) -> list[Job]:
+        return [j for part, record in todo for j in part.jobs if j.key not in record.finished_keys()]
 
     def _open(self, part: Part) -> Record:
         """The record of a part: one that is open already, one to go on with, or a new one."""
@@ -168,11 +171,11 @@ class Runner:
         for job in part.jobs:
             if job.key in record.finished_keys():
                 continue
-            estimate, before = self._estimate(job), time.monotonic()
+            self._left_of_job = self._estimate(job)
             case = self._case(job, record, deadline)
             record.put(case)
             self._save(record)
-            self.advanced(case.label, max(estimate, 0.0) if before else 0.0)
+            self.advanced(case.label, self._left_of_job)
 
     def _case(self, job: Job, record: Record, deadline: float) -> Case:
         """Predict, check, run: a case with figures or with the reason why it has none."""
@@ -216,7 +219,9 @@ class Runner:
                 layers, ids, job.direction,
                 cache_bytes=self.facts.cache_bytes, touched=touched, seed=self.settings.seed,
             )  # fmt: skip
-            measured = self.measure(passes, self.settings.samples, deadline=deadline)
+            measured = self.measure(
+                passes, self.settings.samples, tick=self._tick(job, case), deadline=deadline
+            )
             return Case.model_validate(
                 {**case.model_dump(), "measured": measured.model_dump(), "state": "measured"}
             )
@@ -227,6 +232,17 @@ class Runner:
         except (RuntimeError, MemoryError) as problem:
             self._failed(problem, case)
         return case
+
+    def _tick(self, job: Job, case: Case) -> Callable[[], None]:
+        """What a timed pass tells the bar; a case never takes more of it than was planned for it."""
+        each = self._estimate(job) / (2 * self.settings.samples + 4)
+
+        def tick() -> None:
+            step = min(each, self._left_of_job)
+            self._left_of_job -= step
+            self.advanced(case.label, step)
+
+        return tick
 
     def _failed(self, problem: BaseException, case: Case) -> None:
         """Note an out-of-memory, and free what is held; anything else goes on upwards."""
@@ -261,7 +277,7 @@ class Runner:
 
     def _estimate(self, job: Job) -> float:
         """Seconds that the bar gives a case: its passes at the predicted time, and building it."""
-        rows = rows_per_expert(self._ids(job), int(job.block.values["E"]))
+        rows = [1] * int(job.block.values["E"])  # nothing is drawn for an estimate
         memory = self._memory(job)
         if memory.peak > self._free():
             return 0.0

@@ -69,7 +69,7 @@ def _device(record: Record) -> Table:
 def _roofs(record: Record) -> Table:
     table = Table("Roofs, measured in the same run", [WORD, Column("median"), Column("p10 to p90"),
                                                       Column("", "left")])  # fmt: skip
-    for roof in record.roofs:
+    for roof in record.current_roofs():
         low, high = (_roof_value(roof, quantile(roof.samples, q)) for q in (0.9, 0.1))
         if roof.amount is None:
             low, high = high, low
