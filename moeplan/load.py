@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,21 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{file}: cannot be read as text ({problem})") from None
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=partial(_no_duplicates, file))
     except (ValueError, RecursionError) as problem:
         raise UserError(f"{file}: not valid JSON ({problem})") from None
     if not isinstance(data, dict):
         raise UserError(f"{file}: expected an object of keys, found {type(data).__name__}")
     return data
+
+
+def _no_duplicates(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out and out[key] != value:
+            raise UserError(f"{file}: key {key!r} is given twice, with different values")
+        out[key] = value
+    return out
 
 
 def load_model(model: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:

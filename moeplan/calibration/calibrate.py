@@ -87,5 +87,5 @@ def shape_columns(points: Points) -> dict[str, _Array]:
 
 
 def shape_ranges(points: Points) -> dict[str, tuple[float, float]]:
-    """Least and largest of each number of the shapes; an expert's width after tensor parallelism."""
+    """Least and largest of each number of the shapes; widths are those after tensor parallelism."""
     return {n: (float(c.min()), float(c.max())) for n, c in shape_columns(points).items()}

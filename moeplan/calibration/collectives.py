@@ -1,12 +1,13 @@
-"""Time of a collective: tables of measured times per link tier and group size, and what lies beyond.
+"""Time of a collective: tables of measured times by link tier and group size, and what lies beyond.
 
-A table holds about ten (bytes, seconds) points. Between them the logarithm of the time is a monotone
-cubic in the logarithm of the bytes (Fritsch and Carlson 1980), below the first it is the first's, and
-above the last it grows by bytes over the bandwidth of the last stretch. A group size without a table
-of its own lies between its neighbours' (or beyond the last) on a line in log size.
+A table holds about ten (bytes, seconds) points. Between them the logarithm of the time is a
+monotone cubic in the logarithm of the bytes (Fritsch and Carlson 1980), below the first it is the
+first's, and above the last it grows by bytes over the bandwidth of the last stretch. A group size
+without a table of its own lies between its neighbours' (or beyond the last) on a line in log size.
 
-Bytes are those of NCCL's tests, for one rank: the gathered output of an all-gather, the whole input
-of a reduce-scatter, the buffer of an all-reduce, the send buffer of an all-to-all with its own part.
+Bytes are those of NCCL's tests, for one rank: the gathered output of an all-gather, the whole
+input of a reduce-scatter, the buffer of an all-reduce, the send buffer of an all-to-all with its
+own part.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def _between(tables: Sequence[Table], gpus: int, size: Number) -> tuple[Number, 
 def line(
     collective: str, tier: str, gpus: int, latency: float, bandwidth: float, source: str
 ) -> Table:
-    """A table of latency + bytes / bandwidth (seconds, B/s): what is assumed where none measured."""
+    """A table of latency + bytes / bandwidth (seconds, B/s), for what nobody measured."""
     sizes = tuple(float(4**i) for i in range(5, 16))
     seconds = tuple(latency + size / bandwidth for size in sizes)
     return Table(collective, tier, gpus, sizes, seconds, "assumed", source)
@@ -255,7 +256,8 @@ def _positive(row: Mapping[str, str], name: str, path: Path, number: int) -> flo
         value = -1.0
     if not 0 < value < float("inf"):
         raise UserError(
-            f"{path}, line {number}, column {name}: {text!r} is given and a number above 0 is needed"
+            f"{path}, line {number}, column {name}: {text!r} is given and a number above 0 is "
+            "needed"
         )
     return value
 

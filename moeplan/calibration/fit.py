@@ -56,6 +56,7 @@ def fit(model: OpModel, points: Points, device: Device) -> Fit:
     if points.seconds is None:
         raise UserError(f"{points.source or 'points'}: a fit needs measured times (latency_ms)")
     points = _thinned(_usable(model, points, device))
+    assert points.seconds is not None  # taking some of the points keeps their times
     features = model.prepare(points, device)
     informed = model.informed(features)
     free = {name: c for name, c in model.constants.items() if name in informed}

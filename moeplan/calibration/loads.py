@@ -236,7 +236,8 @@ def _shares_to_rows(shares: _Array, T: _Array, k: _Array, ep: int) -> _Array:
     rows[few] = _fill(rows[few], left[few], ep, limit[few])
     top = limit[many, None]
     rows[many] = top - _fill(top - rows[many], -left[many], ep, limit[many])
-    return rows.reshape(n, samples, E)
+    out: _Array = rows.reshape(n, samples, E)
+    return out
 
 
 def _fill(rows: _Array, amount: _Array, ep: int, limit: _Array) -> _Array:

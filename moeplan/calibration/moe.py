@@ -2,12 +2,12 @@
 
 A grouped GEMM over experts e with m_e rows runs Σ_e ⌈m_e/BM⌉·⌈N/BN⌉ tiles. Its time is
 (t_c⁴ + t_m⁴)^¼ with t_c = (tiles/SMs + fill) · (matmul of a tile ⊕ loads of its operands + tile
-overhead) and t_m = bytes / read bandwidth · (1 + in flight / bytes in flight). `fill` is the part of
-a wave that is lost while the pipeline fills and the last wave drains. Tiles of other ranks' experts
-still start, find nothing and write zeros: `idle_tile` each.
+overhead) and t_m = bytes / read bandwidth · (1 + in flight / bytes in flight). `fill` stands for
+whole waves: what is lost on average while the first one fills and the last one drains. Tiles of
+other ranks' experts still start, find nothing and write zeros: `idle_tile` each.
 
-Two quirks of Triton's kernel are named: where the inner dimension is no multiple of 16, operands are
-loaded element by element (`unaligned_*`), and where the router's weight multiplies the input
+Two quirks of Triton's kernel are named: where the inner dimension is no multiple of 16, operands
+are loaded element by element (`unaligned_*`), and where the router's weight multiplies the input
 (Llama 4), the input is passed over again (`input_passes`).
 """
 
@@ -65,7 +65,7 @@ def grouped_seconds(g: Mapping[str, Any], c: Constants) -> _Array:
 def grouped_features(
     device: Device, tile: TileColumns, counted: Loads, n: _Array, k: _Array, weight_bytes: float
 ) -> dict[str, Any]:
-    """What a grouped GEMM's time depends on: rows of `counted` times one matrix [k, n] an expert."""
+    """What a grouped GEMM's time depends on: rows of `counted` times a matrix [k, n] an expert."""
     columns = np.ceil(n / tile.n)
     steps = np.ceil(k / tile.k)
     inner = steps * tile.k

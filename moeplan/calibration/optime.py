@@ -1,9 +1,9 @@
 """What all op-time models share: constants with meaning, the device's rates, the smooth maximum.
 
-Every kind of op has one model t = t_0 + (t_c⁴ + t_m⁴)^¼ over arrays of shapes: a fixed cost, the time
-of the tiles that it computes, the time of the bytes that it moves. A model is a class with its
-constants, `prepare` (what does not depend on them, once) and `seconds` (the rest, for each trial of
-a fit).
+Every kind of op has one model t = t_0 + (t_c⁴ + t_m⁴)^¼ over arrays of shapes: a fixed cost, the
+time of the tiles that it computes, the time of the bytes that it moves. A model is a class with its
+constants, `prepare` (what does not depend on them, once) and `seconds` (the rest, for each trial
+of a fit).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times of points by a calibration: lower, expected, upper, and whether the shapes were in range."""
+"""Times of points by a calibration: lower, expected, upper, and which shapes are out of range."""
 
 from __future__ import annotations
 

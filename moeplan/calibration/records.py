@@ -1,4 +1,4 @@
-"""Points from the records of `moeplan profile`, and times of a measured layer's rows by calibration.
+"""Points from the records of `moeplan profile`, and a calibration's times for a layer's rows.
 
 Each forward row of a case is a point of its kind: router and shared experts are dense GEMMs, the
 experts' matmuls grouped ones with the rows that each expert really got, the rest is bytes in a

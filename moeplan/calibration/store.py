@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -158,7 +157,7 @@ def save(found: Calibration, path: str | Path) -> None:
     beside = path.with_name(f".{path.name}.part")
     try:
         beside.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        beside.replace(path)
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror})") from None
 

@@ -14,6 +14,7 @@ from moeplan.estimation.fold import (
     Part,
     Tensor,
     by_component,
+    group_label,
     layer_count,
     lines,
     over_layers,
@@ -189,7 +190,7 @@ def kv_cache(
         for group, block, entry in entries:
             formula = pick(entry)
             if formula != "0":
-                label = f"{entry.name} of {group.name}"
+                label = f"{entry.name}, {group_label(group)}"
                 parts.append((label, _cache_part(group, block, entry, formula, form, **x)))
         return total(parts, unit)
 
