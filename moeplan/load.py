@@ -14,7 +14,7 @@ from moeplan.families import read_config
 from moeplan.model.spec import ModelSpec
 from moeplan.presets import preset
 
-__all__ = ["load_config", "load_model", "load_preset"]
+__all__ = ["config_data", "load_config", "load_model", "load_preset", "read_json"]
 
 _QUANTISATION_FILE = "hf_quant_config.json"
 
@@ -35,23 +35,30 @@ def load_config(path: str | Path) -> ModelSpec:
 
     A quantisation file beside it (hf_quant_config.json) is read with it.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "config.json"
-        if not file.is_file():
-            raise UserError(f"{path}: the folder holds no config.json")
-    data = _read_json(file)
-    beside = file.with_name(_QUANTISATION_FILE)
-    if beside.is_file():
-        from moeplan.families.quantization import merge_quant_config
-
-        data = merge_quant_config(data, _read_json(beside), str(beside))
+    file, data = config_data(path)
     spec = read_config(data, str(path))
     name = file.parent.name if file.name == "config.json" else file.stem
     return replace(spec, name=name or spec.name, title=name or spec.name, source=str(path))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def config_data(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a config, or of the folder that holds it, and its keys with those beside it."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.json"
+        if not file.is_file():
+            raise UserError(f"{path}: the folder holds no config.json")
+    data = read_json(file)
+    beside = file.with_name(_QUANTISATION_FILE)
+    if beside.is_file():
+        from moeplan.families.quantization import merge_quant_config
+
+        data = merge_quant_config(data, read_json(beside), str(beside))
+    return file, data
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where there is none, or a key stands twice."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -25,9 +25,9 @@ __all__ = [
     "compile_formula",
     "derive",
     "evaluate",
-    "evaluator",
     "plain",
     "register",
+    "sum_formula",
     "total",
 ]
 
@@ -106,11 +106,6 @@ def compile_formula(formula: str) -> tuple[CodeType, tuple[str, ...]]:
 def evaluate(formula: str, values: Mapping[str, Number]) -> Number:
     """Evaluate a formula written in this package (never user text) over plain values."""
     return eval(compile_formula(formula)[0], _FUNCTIONS, values)  # our own text
-
-
-def evaluator(formula: str) -> Callable[..., Number]:
-    """A function of the formula's symbols, for numbers that need no explanation of their own."""
-    return lambda **values: evaluate(formula, values)
 
 
 class Later:
@@ -312,18 +307,23 @@ def total(parts: Iterable[tuple[str, Quantity]], unit: str, *, note: str = "") -
     """
     parts = list(parts)
     value = sum(part.value for _, part in parts)
-    few = len(parts) <= _LISTED
+    seen: dict[str, int] = {}
+    names = []
+    for name, _ in parts:
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
 
     def inputs() -> dict[str, Quantity]:
-        seen: dict[str, int] = {}
-        out: dict[str, Quantity] = {}
-        for name, part in parts:
-            seen[name] = seen.get(name, 0) + 1
-            out[name if seen[name] == 1 else f"{name} ({seen[name]})"] = part
-        return out
+        return {name: part for name, (_, part) in zip(names, parts, strict=True)}
 
-    formula = " + ".join(name for name, _ in parts) if few else f"sum of {len(parts)} parts"
-    return Quantity(value, unit, formula=formula or "0", inputs=inputs, note=note)
+    return Quantity(value, unit, formula=sum_formula(names), inputs=inputs, note=note)
 
 
 _LISTED = 8  # more parts than this are not repeated in the text of a sum
+
+
+def sum_formula(names: list[str]) -> str:
+    """The text of a sum: its parts, or how many there are."""
+    if len(names) > _LISTED:
+        return f"sum of {len(names)} parts"
+    return " + ".join(names) or "0"

@@ -198,13 +198,18 @@ def _build(config: dict[str, Any]) -> Any:
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
         AutoModelForSeq2SeqLM,
     )
 
     read = their_config(config)
-    auto: Any = AutoModelForSeq2SeqLM if read.is_encoder_decoder else AutoModelForCausalLM
+    kinds: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    kinds = (*kinds, AutoModelForMultimodalLM)
+    if read.is_encoder_decoder:
+        kinds = (AutoModelForSeq2SeqLM,)
     if config["model_type"] in WHOLE:
-        auto = AutoModelForImageTextToText
+        kinds = kinds[1:]
+    auto = next((kind for kind in kinds if type(read) in kind._model_mapping), kinds[0])
     return auto.from_config(read)
 
 

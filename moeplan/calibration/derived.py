@@ -1,4 +1,4 @@
-"""Calibrations for GPUs without measurements: another GPU's, carried over by datasheet rates.
+"""Calibrations for GPUs and number formats without measurements, carried over by datasheet rates.
 
 Rates of the tensor cores and of the caches beside them go with the peak rate, memory rates and the
 bytes in flight with the memory bandwidth; fixed costs stay. The result is labelled assumed, and
@@ -14,22 +14,37 @@ from functools import cache
 from moeplan.calibration.optime import Device, device_of
 from moeplan.calibration.store import Calibration, OpFit, calibration, names
 from moeplan.cluster.hardware import gpu
-from moeplan.errors import UserError
 
-__all__ = ["carried", "for_gpu"]
+__all__ = ["carried", "for_gpu", "in_format"]
 
 WIDER = 2.0
-_PREFERRED: Mapping[str, tuple[str, ...]] = {"backend": ("vllm-triton", "cublas", "kernels")}
+BITS = {"bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4}
 
 
 def carried(found: Calibration, device: Device) -> Calibration:
     """A calibration for another device, by the ratio of the datasheets' rates."""
-    ratio = {
-        "matrix": device.matrix / found.device.matrix,
-        "memory": device.memory / found.device.memory,
-        "none": 1.0,
-    }
     why = f"{found.name}, times the ratio of datasheet rates of {device.id} and {found.device.id}"
+    moved = _scaled(
+        found, device.matrix / found.device.matrix, device.memory / found.device.memory, why
+    )
+    return replace(moved, name=f"{device.id} from {found.name}", device=device)
+
+
+def in_format(found: Calibration, peak: float, bits: int) -> Calibration:
+    """A matmul calibration for operands of `bits` bits at a peak of `peak` FLOP/s.
+
+    Bytes shrink with the bits of an element, so the memory rates grow by as much; activations that
+    stay wider are not told apart.
+    """
+    ratio = 16 / bits
+    why = f"{found.name}, at a peak of {peak:.4g} FLOP/s and with elements of {bits} bits"
+    moved = _scaled(found, peak / found.device.matrix, ratio, why)
+    device = replace(found.device, matrix=peak, memory=found.device.memory * ratio)
+    return replace(moved, name=f"{found.name} in {bits} bits", device=device)
+
+
+def _scaled(found: Calibration, matrix: float, memory: float, why: str) -> Calibration:
+    ratio = {"matrix": matrix, "memory": memory, "none": 1.0}
 
     def scaled(fit: OpFit) -> OpFit:
         known = fit.model.constants
@@ -38,32 +53,30 @@ def carried(found: Calibration, device: Device) -> Calibration:
             fit, constants=constants, origin="assumed", widen=fit.widen * WIDER, note=why
         )
 
-    return replace(
-        found,
-        name=f"{device.id} from {found.name}",
-        device=device,
-        fits={kind: scaled(fit) for kind, fit in found.fits.items()},
-        source=why,
-    )
+    fits = {kind: scaled(fit) for kind, fit in found.fits.items()}
+    return replace(found, fits=fits, source=why)
 
 
 @cache
-def for_gpu(name: str) -> Mapping[str, Calibration]:
-    """For each kind of op the calibration of a GPU: its own, or one carried over from an H200.
+def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]:
+    """For each kind of op the calibration of a GPU: its own, or one carried over from another.
 
-    `name` is what `--gpu` takes. Raises UserError for an unknown GPU.
+    `name` is what `--gpu` takes; `number_format` that of the matmuls' operands (bf16 where the GPU
+    has no unit for it). Raises UserError for an unknown GPU.
     """
-    device = device_of(gpu(name))
+    card = gpu(name)
+    device = device_of(card)
+    shipped = [calibration(n) for n in names()]
+    own = [c for c in shipped if c.device.id == device.id]
+    others = [carried(c, device) for c in shipped if c.device.id != device.id]
     out: dict[str, Calibration] = {}
-    for candidate in (calibration(name) for name in names()):
-        own = candidate.device.id == device.id
-        for kind, fit in candidate.fits.items():
-            best = out.get(kind)
-            taken = best is not None and best.device.id == device.id and "from" not in best.name
-            if fit.origin == "measured" and own:
-                out[kind] = candidate
-            elif not taken and (best is None or own):
-                out[kind] = candidate if own else carried(candidate, device)
-    if not out:
-        raise UserError("no calibration ships with this installation")
+    for found in (*own, *others):
+        for kind in found.fits:
+            out.setdefault(kind, found)
+    bits = BITS.get(number_format, 16)
+    if bits < 16 and number_format in card.peaks:
+        peak = float(card.peaks[number_format].value)
+        for kind in ("moe", "gemm", "grouped"):
+            if kind in out:
+                out[kind] = in_format(out[kind], peak, bits)
     return out

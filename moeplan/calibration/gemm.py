@@ -2,7 +2,8 @@
 
 t = launch + min over tiles and splits of (t_c⁴ + t_m⁴)^¼ (+ the cost of a split), with
 t_c = ⌈⌈m/BM⌉·⌈n/BN⌉·splits / SMs⌉ waves of max(2·BM·BN·K / matrix rate, (BM + BN)·K·2 B / tile load
-rate) + tile overhead, and t_m = bytes / read bandwidth · (1 + in flight / bytes in flight).
+rate) + tile overhead, and t_m = bytes / read bandwidth · (1 + in flight · (1/u − 1/u_full)), u
+being the bytes that its tiles have under way at a time and u_full what shared memory can hold.
 
 The matrix rate falls from `matrix_rate` by up to the share `throttle` as a GEMM gets long, since
 long ones run into the power limit.
@@ -15,7 +16,14 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from moeplan.calibration.optime import Constant, Constants, Device, Features, smooth_max
+from moeplan.calibration.optime import (
+    Constant,
+    Constants,
+    Device,
+    Features,
+    smooth_max,
+    starved,
+)
 from moeplan.calibration.points import Points
 from moeplan.calibration.tiles import CUBLAS_SPLITS, CUBLAS_TILES
 
@@ -47,10 +55,10 @@ class DenseGemm:
         ),
         "tile_overhead": Constant("s", "start and end of a tile", 8e-7, 1e-9, 2e-5),
         "read_bandwidth": Constant(
-            "B/s", "memory bandwidth with everything in flight", 4.3e12, 1e8, 1e14, "memory"
+            "B/s", "memory bandwidth with shared memory full of loads", 4.2e12, 1e8, 1e14, "memory"
         ),
         "in_flight": Constant(
-            "B", "bytes in flight that reach half of the bandwidth", 1.5e6, 1e3, 1e8, "memory"
+            "B", "bytes under way that few tiles lack for half of it", 1.5e6, 1e3, 1e8, "memory"
         ),
         "split": Constant(
             "s", "fixed cost of adding up a split inner dimension", 2.6e-6, 1e-8, 5e-5
@@ -77,7 +85,7 @@ class DenseGemm:
             "waves": np.where(possible, waves, np.inf),
             "tile_flops": 2 * bm * bn * inner,
             "tile_bytes": ELEMENT * (bm + bn) * inner,
-            "in_flight": together * (bm + bn) * STEP * STAGES * ELEMENT,
+            "starved": starved(together * (bm + bn) * STEP * STAGES * ELEMENT, device),
             "is_split": split > 1,
             "partial_bytes": 2 * ELEMENT * (split + 1) * m * n,
         }  # fmt: skip
@@ -90,7 +98,7 @@ class DenseGemm:
         matrix = f["tile_flops"] * (f["units"] / c["matrix_rate"]) / (1 - lost)
         loads = f["tile_bytes"] * (f["units"] / c["tile_load_rate"])
         compute = f["waves"] * (np.maximum(matrix, loads) + c["tile_overhead"])
-        memory = f["bytes"] / c["read_bandwidth"] * (1 + c["in_flight"] / f["in_flight"])
+        memory = f["bytes"] / c["read_bandwidth"] * (1 + c["in_flight"] * f["starved"])
         adding = c["split"] + f["partial_bytes"] / c["tile_load_rate"]
         times = smooth_max(compute, memory) + np.where(f["is_split"], adding, 0)
         best: _Array = c["launch"] + times.min(0)

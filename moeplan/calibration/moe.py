@@ -2,7 +2,8 @@
 
 A grouped GEMM over experts e with m_e rows runs Σ_e ⌈m_e/BM⌉·⌈N/BN⌉ tiles. Its time is
 (t_c⁴ + t_m⁴)^¼ with t_c = (tiles/SMs + fill) · (matmul of a tile ⊕ loads of its operands + tile
-overhead) and t_m = bytes / read bandwidth · (1 + in flight / bytes in flight). `fill` stands for
+overhead) and t_m = bytes / read bandwidth · (1 + in flight · (1/u − 1/u_full)), u being the bytes
+that its tiles have under way at a time and u_full what shared memory can hold. `fill` stands for
 whole waves: what is lost on average while the first one fills and the last one drains. Tiles of
 other ranks' experts still start, find nothing and write zeros: `idle_tile` each.
 
@@ -19,7 +20,14 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from moeplan.calibration.loads import Loads, loads
-from moeplan.calibration.optime import Constant, Constants, Device, Features, smooth_max
+from moeplan.calibration.optime import (
+    Constant,
+    Constants,
+    Device,
+    Features,
+    smooth_max,
+    starved,
+)
 from moeplan.calibration.points import Points
 from moeplan.calibration.tiles import TileColumns, torch_grouped_tiles, vllm_tiles
 from moeplan.calibration.traits import moe_traits
@@ -30,7 +38,6 @@ _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 ELEMENT = 2  # bytes of bf16
 ALIGNMENT = 16  # elements that the inner dimension must be a multiple of for wide loads
 SPILL = 64  # accumulators a thread, from which on unaligned tiles run out of registers
-_LAST = 1e-300
 
 GROUPED: Mapping[str, Constant] = {
     "tile_load_rate": Constant(
@@ -39,10 +46,10 @@ GROUPED: Mapping[str, Constant] = {
     "fill": Constant("waves", "waves lost to filling and draining", 1.0, 0.01, 10),
     "tile_overhead": Constant("s", "start and end of a tile", 8e-7, 1e-9, 2e-5),
     "read_bandwidth": Constant(
-        "B/s", "memory bandwidth with everything in flight", 5e12, 1e8, 1e14, "memory"
+        "B/s", "memory bandwidth with shared memory full of loads", 4.3e12, 1e8, 1e14, "memory"
     ),
     "in_flight": Constant(
-        "B", "bytes in flight that reach half of the bandwidth", 4e6, 1e3, 1e8, "memory"
+        "B", "bytes under way that few tiles lack for half of it", 4e6, 1e3, 1e8, "memory"
     ),
 }
 """Constants of a grouped GEMM."""
@@ -58,7 +65,7 @@ def grouped_seconds(g: Mapping[str, Any], c: Constants) -> _Array:
         extra = c["unaligned_tile"] + c["unaligned_step"] * g["steps"] * spill
         tile = tile + np.where(g["unaligned"], extra, 0)
     compute = (g["tiles"] / g["units"] + c["fill"]) * tile
-    memory = g["bytes"] / c["read_bandwidth"] * (1 + c["in_flight"] / g["in_flight"])
+    memory = g["bytes"] / c["read_bandwidth"] * (1 + c["in_flight"] * g["starved"])
     return smooth_max(compute, memory)
 
 
@@ -86,7 +93,7 @@ def grouped_features(
         "spills": tile.m * tile.n >= SPILL * 32 * tile.warps,
         "bytes": weight_bytes * counted.active * n * k + ELEMENT * counted.rows * (n + k),
         "flops": 2 * counted.rows * n * k,
-        "in_flight": np.maximum(together, _LAST) * (tile.stages - 1) * stage,
+        "starved": starved(together * (tile.stages - 1) * stage, device),
     }
 
 
@@ -248,7 +255,8 @@ class GroupedGemm:
     def floor(self, features: Features, device: Device) -> _Array:
         """Seconds at the datasheet's rates."""
         f = features
-        return np.maximum(f["flops"] / device.matrix, f["bytes"] / device.memory)
+        out: _Array = np.maximum(f["flops"] / device.matrix, f["bytes"] / device.memory)
+        return out
 
     def regimes(self, features: Features) -> _Array:
         """By what the floor is bound by."""

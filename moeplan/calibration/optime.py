@@ -17,7 +17,16 @@ import numpy as np
 from moeplan.calibration.points import Points
 from moeplan.cluster.hardware import Gpu
 
-__all__ = ["Constant", "Constants", "Device", "Features", "OpModel", "device_of", "smooth_max"]
+__all__ = [
+    "Constant",
+    "Constants",
+    "Device",
+    "Features",
+    "OpModel",
+    "device_of",
+    "smooth_max",
+    "starved",
+]
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Constants: TypeAlias = "Mapping[str, float]"
@@ -86,6 +95,13 @@ def smooth_max(a: _Array, b: _Array) -> _Array:
     top = np.maximum(a, b)
     ratio = np.minimum(a, b) / np.maximum(top, 1e-300)
     out: _Array = top * (1 + ratio**4) ** 0.25
+    return out
+
+
+def starved(under_way: _Array, device: Device) -> _Array:
+    """1/u − 1/u_full for u bytes under way: how far tiles are from filling the memory's queues."""
+    full = device.multiprocessors * device.shared_memory
+    out: _Array = np.maximum(1 / np.maximum(under_way, 1.0) - 1 / full, 0)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -13,11 +13,19 @@ import numpy as np
 
 from moeplan.calibration.calibrate import shape_columns
 from moeplan.calibration.errors import Errors, errors_by_regime
-from moeplan.calibration.optime import Device
+from moeplan.calibration.optime import Device, Features
 from moeplan.calibration.points import Points
 from moeplan.calibration.store import Calibration, OpFit
 
-__all__ = ["OUTPUT_COLUMNS", "Predicted", "coverage", "form_of", "predict", "write_predicted"]
+__all__ = [
+    "OUTPUT_COLUMNS",
+    "Predicted",
+    "banded",
+    "coverage",
+    "form_of",
+    "predict",
+    "write_predicted",
+]
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -66,25 +74,30 @@ def predict(points: Points, found: Calibration) -> Predicted:
     pieces = []
     for start in range(0, len(points), CHUNK):
         here = points.take(np.arange(start, min(start + CHUNK, len(points))))
-        pieces.append(_piece(here, fit, found.device))
-    expected, floor, regimes = (np.concatenate(part) for part in zip(*pieces, strict=True))
+        features = fit.model.prepare(here, found.device)
+        seconds = fit.model.seconds(features, fit.constants)
+        pieces.append(banded(here, fit, seconds, features, found.device))
+    joined = {
+        f.name: np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Predicted)
+    }
+    return Predicted(**joined)
+
+
+def banded(
+    points: Points, fit: OpFit, seconds: _Array, features: Features, device: Device
+) -> Predicted:
+    """Expected seconds with the band of a fit around them."""
+    regimes = fit.model.regimes(features)
     low, high = _bands(fit, regimes)
     factor, outside = _outside(points, fit)
     return Predicted(
-        lower=expected * low**factor,
-        expected=expected,
-        upper=expected * high**factor,
-        floor=floor,
+        lower=seconds * low**factor,
+        expected=seconds,
+        upper=seconds * high**factor,
+        floor=fit.model.floor(features, device),
         regimes=regimes,
         outside=outside,
     )
-
-
-def _piece(points: Points, fit: OpFit, device: Device) -> tuple[_Array, _Array, _Array]:
-    model = fit.model
-    features = model.prepare(points, device)
-    seconds = model.seconds(features, fit.constants)
-    return seconds, model.floor(features, device), model.regimes(features)
 
 
 def _bands(fit: OpFit, regimes: _Array) -> tuple[_Array, _Array]:

@@ -11,34 +11,31 @@ Degrees (GPUs that share one copy of something):
 Attention and everything dense fill the cluster as tp·cp·dp·pp, experts as etp·ep·edp·pp: the two
 share pp only (Megatron Core's parallel folding).
 
-Rules are rows: a predicate over the symbols, and a message that shows the numbers. One layout
-gives the messages of all rules it breaks, arrays give a mask.
+What is legal is in `moeplan.cluster.rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from moeplan.arrays import is_array, np
 from moeplan.errors import UserError, near_miss
-from moeplan.quantity import Number, Quantity, Source, evaluate, plain
+from moeplan.quantity import Number, Quantity, Source, plain
 
 __all__ = [
+    "DROPS",
     "NUMBERS",
     "Layout",
     "Order",
     "Overlap",
     "Recompute",
-    "Rule",
     "Schedule",
     "Split",
-    "broken_rules",
-    "check",
-    "legal",
-    "rules",
+    "quiet",
 ]
 
 Schedule: TypeAlias = Literal["1f1b", "interleaved", "zero-bubble", "dualpipe"]
@@ -187,7 +184,7 @@ class Layout:
         v["world"] = v["pool"] * v["pp"]
         v["expert"] = v["ep"] * v["etp"]
         v["replica"] = v["microbatch"] * v["dp"]
-        with np.errstate(all="ignore") if self.is_many else _Nothing():
+        with quiet(self.is_many):
             v["edp"] = _divided(v["pool"], v["expert"])
             v["m"] = _divided(v["batch"], v["replica"])
         return v
@@ -197,24 +194,25 @@ class Layout:
         """Whether any field is an array."""
         return any(is_array(plain(getattr(self, name))) for name in NUMBERS)
 
+    def at(self, numbers: Mapping[str, Any]) -> Layout:
+        """The same kinds with other numbers."""
+        return replace(self, **numbers)
+
     @property
     def explained(self) -> Layout:
         """The same with each number as a quantity of its own, for explanations."""
-        given = {}
+        given: dict[str, Any] = {}
         for name in NUMBERS:
             value = getattr(self, name)
             if not isinstance(value, Quantity):
                 source = Source("user", f"layout, {name}")
                 given[name] = Quantity.given(value, symbol=name, source=source)
-        return replace(self, **given)
+        return self.at(given)
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
+def quiet(many: bool) -> AbstractContextManager[Any]:
+    """Arrays hold points that are not legal: what they divide by is nobody's concern."""
+    return np.errstate(all="ignore") if many else nullcontext()
 
 
 def _divided(a: Number, b: Number) -> Number:
@@ -266,151 +264,3 @@ def _check_word(name: str, word: str, allowed: tuple[str, ...]) -> None:
             f"layout: {name}={word!r} is not known, it is one of {', '.join(allowed)}"
             f"{near_miss(str(word), allowed)}"
         )
-
-
-# ------------------------------------------------------------------------------------ rules
-class Rule(NamedTuple):
-    """name; formula that is true where it holds; what to say where it does not (over symbols)."""
-
-    name: str
-    holds: str
-    message: str
-
-
-_WHOLE = tuple(
-    Rule(
-        f"{name} is whole",
-        f"({name} % 1 == 0) & ({name} >= {0 if name == 'zero' else 1})"
-        + (" & (zero <= 3)" if name == "zero" else ""),
-        f"{name}={{{name}}} must be "
-        + ("0, 1, 2 or 3" if name == "zero" else "a whole number of at least 1"),
-    )
-    for name in NUMBERS
-)
-_ALWAYS = (
-    *_WHOLE,
-    Rule(
-        "world",
-        "world == gpus",
-        "tp*cp*pp*dp = {tp}*{cp}*{pp}*{dp} = {world} must be the {gpus} GPUs",
-    ),
-    Rule(
-        "accumulation",
-        "batch % replica == 0",
-        "microbatch*dp = {microbatch}*{dp} = {replica} does not divide batch={batch}",
-    ),
-    Rule(
-        "stages",
-        "pp*vpp <= L",
-        "pp*vpp = {pp}*{vpp} stages are more than the {L} layers",
-    ),
-)
-_EXPERTS = (
-    Rule("ep", "E % ep == 0", "ep={ep} does not divide the {E} experts"),
-    Rule("etp", "F % etp == 0", "etp={etp} does not divide the expert width {F}"),
-    Rule(
-        "expert group",
-        "pool % expert == 0",
-        "ep*etp = {ep}*{etp} = {expert} does not divide tp*cp*dp = {tp}*{cp}*{dp} = {pool}",
-    ),
-)
-_NO_EXPERTS = (
-    Rule("ep", "ep*etp == 1", "ep*etp = {ep}*{etp} = {expert}, and the model has no experts"),
-)
-_SCHEDULES: dict[Schedule, tuple[Rule, ...]] = {
-    "1f1b": (Rule("vpp", "vpp == 1", "vpp={vpp} needs schedule=interleaved"),),
-    "interleaved": (
-        Rule("interleaving", "(pp > 1) & (vpp > 1)", "interleaved needs pp={pp} and vpp={vpp} > 1"),
-        Rule(
-            "rounds",
-            "m % pp == 0",
-            "interleaved needs pp={pp} to divide the {m} microbatches "
-            "(batch/(microbatch*dp) = {batch}/({microbatch}*{dp}))",
-        ),
-    ),
-    "zero-bubble": (
-        Rule("vpp", "vpp == 1", "vpp={vpp} needs schedule=interleaved"),
-        Rule("pipeline", "pp > 1", "schedule zero-bubble needs pp={pp} above 1"),
-        Rule("filled", "m >= pp", "zero-bubble needs {m} microbatches to be at least pp={pp}"),
-    ),
-    "dualpipe": (
-        Rule("vpp", "vpp == 1", "vpp={vpp} needs schedule=interleaved"),
-        Rule("even", "(pp > 1) & (pp % 2 == 0)", "dualpipe needs pp={pp} to be even"),
-        Rule(
-            "filled",
-            "(m >= 2*pp) & (m % 2 == 0)",
-            "dualpipe needs an even number of microbatches, {m}, of at least 2*pp = 2*{pp}",
-        ),
-    ),
-}
-_FULL_SPLIT = Rule(
-    "layers",
-    "(pp*vpp - 1)*ceil_div(L, pp*vpp) <= L",
-    "split=full: {pp}*{vpp} stages leave some without layers, of {L}; use split=even",
-)
-_PP_BEFORE_DP = Rule(
-    "order",
-    "(pp == 1) | (expert == tp*cp)",
-    "order tp-cp-ep-pp-dp needs etp*ep = {etp}*{ep} = {expert} to be tp*cp = {tp}*{cp}",
-)
-
-
-def rules(layout: Layout, widths: Mapping[str, Iterable[int]], *, experts: bool) -> list[Rule]:
-    """The rules of a layout's kinds and of a model.
-
-    widths: what tensor parallelism divides ("attention heads", ...), each with the model's counts;
-    key-value heads fewer than tp are held by several ranks.
-    """
-    out = [*_ALWAYS, *(_EXPERTS if experts else _NO_EXPERTS), *_SCHEDULES[layout.schedule]]
-    if layout.split == "full":
-        out.append(_FULL_SPLIT)
-    if layout.order == "tp-cp-ep-pp-dp":
-        out.append(_PP_BEFORE_DP)
-    for what, counts in widths.items():
-        for n in counts:
-            holds = f"{n} % tp == 0" if what != "key-value heads" else f"({n} % tp)*(tp % {n}) == 0"
-            out.append(Rule(what, holds, f"tp={{tp}} does not divide the {n} {what}"))
-    parts = "2*cp" if not layout.sp else "2*cp*tp"
-    shown = "2*{cp}" if not layout.sp else "2*{cp}*{tp}"
-    out.append(
-        Rule(
-            "sequence",
-            f"((cp == 1) & ({'tp == 1' if layout.sp else 'True'})) | (S % ({parts}) == 0)",
-            f"{parts} = {shown} does not divide the {{S}} tokens of a sequence",
-        )
-    )
-    if isinstance(layout.split, tuple):
-        stages, given = len(layout.split), sum(layout.split)
-        listed = "+".join(map(str, layout.split))
-        out += [
-            Rule(
-                "list of stages",
-                f"{stages} == pp*vpp",
-                f"layers={listed} are {stages} stages, and pp*vpp = {{pp}}*{{vpp}}",
-            ),
-            Rule("list of layers", f"L == {given}", f"layers={listed} are {given}, not {{L}}"),
-        ]
-    return out
-
-
-def legal(layout: Layout, found: Iterable[Rule], **facts: Number) -> Any:
-    """Whether all rules hold: a bool, or a bool array of the broadcast shape."""
-    values = {**layout.values, **facts}
-    out: Any = True
-    with np.errstate(all="ignore") if layout.is_many else _Nothing():
-        for rule in found:
-            out = out & evaluate(rule.holds, values)
-    return out
-
-
-def broken_rules(layout: Layout, found: Iterable[Rule], **facts: Number) -> list[str]:
-    """Messages of the rules that one layout breaks, in order."""
-    values = {**layout.values, **facts}
-    return [r.message.format(**values) for r in found if not evaluate(r.holds, values)]
-
-
-def check(layout: Layout, found: Iterable[Rule], **facts: Number) -> None:
-    """Raise one `UserError` that lists everything wrong with one layout."""
-    broken = broken_rules(layout, found, **facts)
-    if broken:
-        raise UserError(f"layout {layout}: " + "; ".join(broken))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from moeplan.arrays import is_array, np
+from moeplan.calc import calc
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Order
 from moeplan.errors import UserError
-from moeplan.calc import calc
 from moeplan.quantity import Number, Quantity, register
 
 __all__ = ["Collective", "Collectives", "Network", "largest_part", "strides"]
@@ -156,7 +156,9 @@ class Network:
             seconds = found.seconds(op, *values)
             return Quantity.given(seconds, "s", op) if isinstance(n, Quantity) else seconds
         rate = calc(
-            "pick(inside >= n, up, min(up, inside*out))" if op != "send" else "pick(inside >= n, up, out)",
+            "pick(inside >= n, up, min(up, inside*out))"
+            if op != "send"
+            else "pick(inside >= n, up, out)",
             "B/s",
             inside=inside,
             n=n,

@@ -13,7 +13,7 @@ from moeplan.cluster.hardware import Gpu, gpu
 from moeplan.errors import UserError, near_miss
 from moeplan.estimation import sections
 from moeplan.estimation.flops import flops
-from moeplan.estimation.memory import kv_cache
+from moeplan.estimation.memory import kv_cache, stored_tensors
 from moeplan.estimation.parameters import parameters
 from moeplan.estimation.scenario import Scenario
 from moeplan.model.spec import ModelSpec
@@ -32,13 +32,13 @@ class Estimate:
         self.scenario = scenario
         self.gpu: Gpu = gpu(scenario["gpu"])
         if "weights" in scenario.given:
-            stored = spec.checkpoint.stored_as(scenario["weights"])
-            spec = self.spec = replace(spec, checkpoint=stored)
+            chosen = spec.checkpoint.stored_as(scenario["weights"])
+            spec = self.spec = replace(spec, checkpoint=chosen)
         context, batch = scenario.quantity("context"), scenario.quantity("batch")
         params = parameters(spec)
-        stored = sections.cache_format(spec, scenario)
-        cache = kv_cache(spec, stored, batch, context)
-        time = sections.time(spec, scenario, self.gpu)
+        cache = kv_cache(spec, sections.cache_format(spec, scenario), batch, context)
+        stored = stored_tensors(spec)
+        time = sections.time(spec, scenario, self.gpu, stored)
         self.tree: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "moeplan_version": __version__,
@@ -46,7 +46,9 @@ class Estimate:
             "params": params,
             "flops": flops(spec, context, scenario["attention"]),
             "kv_cache": cache,
-            "memory": sections.memory(spec, scenario, self.gpu, params["total"], cache["bytes"]),
+            "memory": sections.memory(
+                spec, scenario, self.gpu, params["total"], cache["bytes"], stored
+            ),
             "all_to_all": sections.exchange(spec, scenario),
             "time": time,
             "cost": sections.cost(scenario, self.gpu, time),

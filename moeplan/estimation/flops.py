@@ -64,18 +64,19 @@ def _summed(parts: dict[Component, Quantity]) -> Quantity:
     return total(list(parts.items()), UNIT)
 
 
-def _counted(spec: ModelSpec, work: Workload) -> dict[str, Any]:
+def _counted(
+    spec: ModelSpec, work: Workload
+) -> tuple[dict[str, Quantity], dict[Component, Quantity]]:
+    """A pass per token and per sequence, and the FLOPs of the whole pass by component."""
     parts = forward_by_component(spec, work)
     whole = _summed(parts)
-    per_token = _per_token(whole, work)
-    return {
+    per_token, B = _per_token(whole, work), work.symbols["B"]
+    sums = {
         "forward_per_token": per_token,
         "training_per_token": _training(per_token),
-        "forward_per_sequence": derive(
-            "per(pass_flops, B)", "FLOP", pass_flops=whole, B=work.symbols["B"]
-        ),
-        "by_component": {name: _per_token(part, work) for name, part in parts.items()},
+        "forward_per_sequence": derive("per(pass_flops, B)", "FLOP", pass_flops=whole, B=B),
     }
+    return sums, parts
 
 
 def flops(spec: ModelSpec, context: Number | Quantity, mask: Mask = "causal") -> dict[str, Any]:
@@ -85,15 +86,17 @@ def flops(spec: ModelSpec, context: Number | Quantity, mask: Mask = "causal") ->
     sequence = Workload("train", B=one, S=context, C=context, mask=mask)
     other: Mask = "full" if mask == "causal" else "causal"
     decode = Workload("decode", B=one, S=step, C=context, mask=mask)
-    main, decoding = _counted(spec, sequence), _counted(spec, decode)
+    main, parts = _counted(spec, sequence)
+    decoding, decoding_parts = _counted(spec, decode)
     out: dict[str, Any] = {
         "context": context,
         "attention": mask,
         **main,
-        other: _without_parts(_counted(spec, replace(sequence, mask=other))),
+        "by_component": {name: _per_token(part, sequence) for name, part in parts.items()},
+        other: _counted(spec, replace(sequence, mask=other))[0],
         "prefill_per_sequence": main["forward_per_sequence"],
         "decode_per_token": decoding["forward_per_token"],
-        "decode_by_component": decoding["by_component"],
+        "decode_by_component": {n: _per_token(p, decode) for n, p in decoding_parts.items()},
     }
     if any(group.role == "mtp" for group in spec.groups):
         module = _per_token(_summed(forward_by_component(spec, sequence, MTP)), sequence)
@@ -102,7 +105,3 @@ def flops(spec: ModelSpec, context: Number | Quantity, mask: Mask = "causal") ->
             "3*(forward + mtp)", "FLOP/token", forward=main["forward_per_token"], mtp=module
         )
     return out
-
-
-def _without_parts(counted: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in counted.items() if key != "by_component"}

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 from moeplan.model.ops import COMPONENTS, Block, Component, Op, Size, Weight
 from moeplan.model.spec import Group, ModelSpec, Role
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number, Quantity, Source, compile_formula, derive, evaluate, total
+from moeplan.quantity import (
+    Number,
+    Quantity,
+    Source,
+    compile_formula,
+    derive,
+    evaluate,
+    sum_formula,
+    total,
+)
 
 __all__ = [
     "MODEL",
@@ -23,6 +32,8 @@ __all__ = [
     "lines",
     "over_groups",
     "over_layers",
+    "over_rows",
+    "summed",
     "tensors",
 ]
 
@@ -30,7 +41,7 @@ MODEL: tuple[Role, ...] = ("model", "encoder")
 MTP: tuple[Role, ...] = ("mtp",)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Tensor:
     """A weight where it stands: its group and block."""
 
@@ -67,7 +78,7 @@ def tensors(spec: ModelSpec, roles: tuple[Role, ...] = MODEL) -> Iterator[Tensor
                         yield Tensor(group, block, weight)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Line:
     """An operation where it stands, with its numbers for one layer.
 
@@ -179,24 +190,36 @@ def by_component(parts: Iterable[Part], unit: str) -> dict[Component, Quantity]:
 
 def over_groups(parts: list[Part], unit: str) -> Quantity:
     """Sum parts over the rows of a layer, the layers of a group, and the groups."""
-    value = sum(part.group.number * part.value for part in parts)
+    return summed(sum(part.group.number * part.value for part in parts), lambda: parts, unit)
+
+
+def summed(value: Number, parts: Callable[[], list[Part]], unit: str) -> Quantity:
+    """`over_groups` where the sum is known: the parts are made when somebody asks for them."""
 
     def inputs() -> Mapping[str, Quantity]:
         groups: dict[int, list[Part]] = {}
-        for part in parts:
+        for part in parts():
             groups.setdefault(id(part.group), []).append(part)
         layers = [
             (
                 group_label(rows[0].group),
-                over_layers(
-                    rows[0].group, total([(row.name, row.explain()) for row in rows], unit), unit
-                ),
+                over_layers(rows[0].group, over_rows(rows, unit), unit),
             )
             for rows in groups.values()
         ]
         return total(layers, unit).inputs
 
     return Quantity(value, unit, formula="sum over layers", inputs=inputs)
+
+
+def over_rows(parts: list[Part], unit: str) -> Quantity:
+    """Sum parts over the rows of one layer."""
+
+    def inputs() -> Mapping[str, Quantity]:
+        return total([(part.name, part.explain()) for part in parts], unit).inputs
+
+    formula = sum_formula([part.name for part in parts])
+    return Quantity(sum(p.value for p in parts), unit, formula=formula, inputs=inputs)
 
 
 def group_label(group: Group) -> str:

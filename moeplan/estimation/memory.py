@@ -31,7 +31,6 @@ from moeplan.quantity import (
     compile_formula,
     derive,
     evaluate,
-    plain,
     total,
 )
 
@@ -40,10 +39,13 @@ __all__ = [
     "SELECTIVE",
     "LayerBytes",
     "Optimizer",
+    "Stored",
+    "StoredTensors",
     "activations",
     "kv_cache",
     "layer_bytes",
     "optimizer_named",
+    "stored_tensors",
     "training_state",
     "weight_bytes",
     "weights_by_component",
@@ -73,7 +75,7 @@ def _formats(spec: ModelSpec, tensor: Tensor) -> dict[Format, Number]:
     return out
 
 
-def _stored(tensor: Tensor, fmt: Format, sizes: Mapping[str, Number]) -> Quantity:
+def _explained(tensor: Tensor, fmt: Format, size: Number) -> Quantity:
     def inputs() -> Mapping[str, Quantity]:
         w = tensor.weight
         rows, columns = (w.dims[-1], w.dims[0]) if w.transposed else (w.dims[0], w.dims[-1])
@@ -84,32 +86,46 @@ def _stored(tensor: Tensor, fmt: Format, sizes: Mapping[str, Number]) -> Quantit
             if name in fmt.bytes
         }
 
-    return Quantity(
-        evaluate(fmt.bytes, sizes), UNIT, formula=fmt.bytes, inputs=inputs, note=fmt.name
-    )
+    return Quantity(size, UNIT, formula=fmt.bytes, inputs=inputs, note=fmt.name)
 
 
-LayerBytes: TypeAlias = dict[tuple[int, int, str], Number]
-"""(id of a group, id of a block, weight name) to bytes; groups may share a block."""
+class Stored(NamedTuple):
+    """A tensor in one layer of its group: bytes (the mean over the layers where they differ), the
+    peak rate that its matmul runs at, and (format, layers that store it so, bytes of one)."""
+
+    bytes: Number
+    peak: str
+    kinds: tuple[tuple[Format, Number, Number], ...]
+
+
+Place: TypeAlias = tuple[int, int, str]
+"""(id of a group, id of a block, weight name): groups may share a block."""
+StoredTensors: TypeAlias = dict[Place, Stored]
+LayerBytes: TypeAlias = dict[Place, Number]
+
+
+def stored_tensors(spec: ModelSpec) -> StoredTensors:
+    """What is stored of each tensor in one layer; the peak is that of the group's first layer."""
+    return {
+        (id(group), id(block), weight.name): _stored(spec, Tensor(group, block, weight))
+        for group in spec.groups
+        for block in group.blocks
+        for weight in block.tensors
+    }
+
+
+def _stored(spec: ModelSpec, tensor: Tensor) -> Stored:
+    sizes = _symbols(tensor)
+    kinds = tuple((f, n, evaluate(f.bytes, sizes)) for f, n in _formats(spec, tensor).items())
+    first, _, stored = kinds[0]
+    if len(kinds) > 1:
+        stored = sum(n * size for _, n, size in kinds) / sum(n for _, n, _ in kinds)
+    return Stored(stored, first.peak, kinds)
 
 
 def layer_bytes(spec: ModelSpec) -> LayerBytes:
     """Bytes of each tensor in one layer, the mean over the layers of its group."""
-    out: LayerBytes = {}
-    for group in spec.groups:
-        for block in group.blocks:
-            for weight in block.tensors:
-                tensor = Tensor(group, block, weight)
-                sizes = _symbols(tensor)
-                formats = _formats(spec, tensor)
-                if len(formats) == 1:
-                    (fmt,) = formats
-                    out[id(group), id(block), weight.name] = evaluate(fmt.bytes, sizes)
-                    continue
-                layers = sum(formats.values())
-                stored = sum(n * evaluate(f.bytes, sizes) for f, n in formats.items())
-                out[id(group), id(block), weight.name] = stored / layers
-    return out
+    return {place: stored.bytes for place, stored in stored_tensors(spec).items()}
 
 
 def weight_bytes(spec: ModelSpec, roles: tuple[Role, ...] = MODEL) -> Number:
@@ -123,20 +139,20 @@ def weight_bytes(spec: ModelSpec, roles: tuple[Role, ...] = MODEL) -> Number:
 
 
 def weights_by_component(
-    spec: ModelSpec, roles: tuple[Role, ...] = MODEL
+    spec: ModelSpec, roles: tuple[Role, ...] = MODEL, stored: StoredTensors | None = None
 ) -> dict[Component, Quantity]:
     """Bytes of the weights as stored, per component, buffers included, explained."""
+    known = stored_tensors(spec) if stored is None else stored
 
     def parts() -> Iterable[Part]:
         for tensor in tensors(spec, roles):
-            sizes, formats = _symbols(tensor), _formats(spec, tensor)
-            for fmt, count in formats.items():
-                group = tensor.group
-                if len(formats) > 1:  # part of the layers: a group of its own in the sum
-                    group = _part(group, count)
-                stored = evaluate(fmt.bytes, sizes)
-                explain = partial(_stored, tensor, fmt, sizes)
-                yield Part(group, tensor.weight.component, tensor.weight.name, stored, explain)
+            group, weight = tensor.group, tensor.weight
+            kinds = known[id(group), id(tensor.block), weight.name].kinds
+            for fmt, count, size in kinds:
+                # part of the layers: a group of its own in the sum
+                own = group if len(kinds) == 1 else _part(group, count)
+                explain = partial(_explained, tensor, fmt, size)
+                yield Part(own, weight.component, weight.name, size, explain)
 
     return by_component(parts(), UNIT)
 
@@ -153,16 +169,14 @@ def _entry_bytes(entry: CacheEntry, fmt: Format) -> float:
 def _cache_part(
     group: Group, block: Any, entry: CacheEntry, formula: str, fmt: Format, **more: Quantity
 ) -> Quantity:
-    symbols = {**block.symbols, **more}
-    values = {name: plain(q) for name, q in symbols.items()}
+    values = {**block.values, **{name: q.value for name, q in more.items()}}
     text = f"({formula})*{_bytes_text(entry, fmt)}"
-    per_layer = Quantity(
-        evaluate(text, values),
-        UNIT,
-        formula=text,
-        inputs=lambda: {n: symbols[n] for n in symbols if n in compile_formula(text)[1]},
-        note=entry.name,
-    )
+
+    def inputs() -> Mapping[str, Quantity]:
+        symbols = {**block.symbols, **more}
+        return {name: symbols[name] for name in compile_formula(text)[1]}
+
+    per_layer = Quantity(evaluate(text, values), UNIT, formula=text, inputs=inputs, note=entry.name)
     return over_layers(group, per_layer, UNIT)
 
 

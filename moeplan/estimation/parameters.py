@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from moeplan.estimation.fold import (
@@ -13,13 +14,15 @@ from moeplan.estimation.fold import (
     by_component,
     group_label,
     layer_count,
+    over_rows,
     tensors,
 )
+from moeplan.model.ffn import MoE
 from moeplan.model.ops import Component
 from moeplan.model.spec import ModelSpec, Role
 from moeplan.quantity import Number, Quantity, total
 
-__all__ = ["active", "count", "parameters"]
+__all__ = ["active", "active_range", "count", "parameters"]
 
 UNIT = "parameters"
 
@@ -75,6 +78,33 @@ def active(
     }
 
 
+def active_range(spec: ModelSpec) -> dict[str, dict[str, Quantity]] | None:
+    """Active parameters at the fewest and the most experts that may compute a token.
+
+    Only models with zero-computation experts have a range (`MoE.Z`); others give None. Each end
+    holds the definitions of `active`; that function itself gives the expected number.
+    """
+    if all(block.Z is None for _, block in spec.blocks(MoE, mtp=True)):
+        return None
+
+    def at(real: Callable[[MoE], Number]) -> ModelSpec:
+        groups = (
+            replace(
+                group,
+                blocks=tuple(
+                    replace(block, r=real(block))
+                    if isinstance(block, MoE) and block.Z is not None
+                    else block
+                    for block in group.blocks
+                ),
+            )
+            for group in spec.groups
+        )
+        return replace(spec, groups=tuple(groups))
+
+    return {"fewest": active(at(lambda moe: 0)), "most": active(at(lambda moe: moe.k))}
+
+
 def _sum(components: dict[Component, Quantity], without: tuple[str, ...] = ()) -> Quantity:
     return total([(c, q) for c, q in components.items() if c not in without], UNIT)
 
@@ -117,10 +147,8 @@ def _by_layer(spec: ModelSpec) -> list[dict[str, Any]]:
 
 
 def _per_layer(spec: ModelSpec, fold: _Fold) -> dict[Component, Quantity]:
-    rows: dict[Component, list[tuple[str, Quantity]]] = {}
+    rows: dict[Component, list[Part]] = {}
     for t in tensors(spec, ("model", "encoder", "mtp")):
         if not t.weight.buffer:
-            rows.setdefault(t.weight.component, []).append(
-                (t.weight.name, t.quantity(fold.formula(t), UNIT))
-            )
-    return {component: total(parts, UNIT) for component, parts in rows.items()}
+            rows.setdefault(t.weight.component, []).append(fold.part(t))
+    return {component: over_rows(parts, UNIT) for component, parts in rows.items()}

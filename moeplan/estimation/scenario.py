@@ -94,9 +94,9 @@ class Scenario:
 
 
 def _check(name: str, value: Any) -> None:
-    numeric = isinstance(DEFAULTS[name].value, (int, float)) or name == "ep"
+    numeric = isinstance(DEFAULTS[name].value, (int, float)) or name in ("ep", "price")
     if isinstance(value, str):
-        if numeric:
+        if numeric and name != "price":
             raise UserError(f"--{name} is {value!r}: a number is needed")
         if name in WORDS and value not in WORDS[name]:
             allowed = ", ".join(WORDS[name])
@@ -108,6 +108,8 @@ def _check(name: str, value: Any) -> None:
         raise UserError(f"--{name} is {number!r}: a word is needed")
     if isinstance(number, bool):
         raise UserError(f"--{name} is {number!r}: a number is needed")
+    if name == "price":
+        return  # an amount, read where it is used
     if isinstance(number, (int, float)) and not number >= 1:
         raise UserError(f"--{name} is {number}: it must be at least 1")
     if isinstance(number, (int, float)) and number > _MOST:

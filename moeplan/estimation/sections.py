@@ -10,8 +10,8 @@ from moeplan.cluster.hardware import Gpu, price, prices
 from moeplan.estimation.all_to_all import AllToAll, Traffic, all_to_all
 from moeplan.estimation.fold import MTP, group_label, layer_count
 from moeplan.estimation.memory import (
+    StoredTensors,
     activations,
-    layer_bytes,
     optimizer_named,
     training_state,
     weights_by_component,
@@ -82,16 +82,21 @@ def workloads(s: Scenario) -> dict[str, Workload]:
 
 
 def memory(
-    spec: ModelSpec, s: Scenario, gpu: Gpu, parameters: Quantity, cache: Quantity
+    spec: ModelSpec,
+    s: Scenario,
+    gpu: Gpu,
+    parameters: Quantity,
+    cache: Quantity,
+    stored: StoredTensors,
 ) -> dict[str, Any]:
     """Weights as stored, training state and activations, and what serving holds."""
-    components = weights_by_component(spec)
+    components = weights_by_component(spec, stored=stored)
     weights = _sum(components, "B")
     serving = total([("weights", weights), ("kv_cache", cache)], "B")
     checkpoint = spec.checkpoint
     return {
         "weights": weights,
-        "weights_mtp": _sum(weights_by_component(spec, MTP), "B"),
+        "weights_mtp": _sum(weights_by_component(spec, MTP, stored), "B"),
         "weights_format": (checkpoint.quantised or checkpoint.base).name,
         "weights_by_component": dict(components),
         "training": {
@@ -184,7 +189,7 @@ def _traffic(traffic: Traffic) -> dict[str, Quantity]:
     }
 
 
-def time(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any]:
+def time(spec: ModelSpec, s: Scenario, gpu: Gpu, stored: StoredTensors) -> dict[str, Any]:
     """The datasheet's floor of each pass on one GPU, and tokens per second at it."""
     out: dict[str, Any] = {
         "kind": "floor",
@@ -192,7 +197,6 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any]:
         "peaks": dict(gpu.peaks),
         "bandwidth": gpu.memory_bandwidth,
     }
-    stored = layer_bytes(spec)
     for name, work in workloads(s).items():
         found = floor(spec, work, gpu, cache_format(spec, s), stored)
         tokens = derive("B*S", "tokens", B=work.symbols["B"], S=work.symbols["S"])
@@ -212,9 +216,10 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any]:
 def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
     """Kind of price and dollars per GPU-hour: a kind on file, or an amount that the user gives."""
     wanted = s["price"]
-    if wanted is None and not prices(gpu.id):
-        return None
-    if wanted is not None and not str(wanted)[:1].isalpha():
+    if wanted is None:
+        first = next(iter(prices(gpu.id)), None)
+        return None if first is None else (first.kind, first.per_hour)
+    if not str(wanted)[:1].isalpha():
         amount = parse(wanted, "money", where="--price")
         return "user", Quantity.given(amount, "$/h", "price", Source("user", "--price"))
     found = price(gpu.id, wanted)

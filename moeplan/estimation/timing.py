@@ -14,13 +14,13 @@ from typing import Any
 
 from moeplan.arrays import is_array, np
 from moeplan.cluster.hardware import Gpu
-from moeplan.estimation.fold import Line, Part, layer_count, lines, over_groups
-from moeplan.estimation.memory import LayerBytes, layer_bytes
+from moeplan.estimation.fold import Line, Part, layer_count, lines, summed
+from moeplan.estimation.memory import Stored, StoredTensors, stored_tensors
 from moeplan.model.formats import format_named
 from moeplan.model.ops import Op, Weight
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
-from moeplan.quantity import Later, Number, Quantity, Source, derive, evaluator, total
+from moeplan.quantity import Later, Number, Quantity, Source, derive, total
 
 __all__ = ["Floor", "floor"]
 
@@ -33,8 +33,7 @@ class Floor:
 
     In training each row's matmuls run three times (forward, input gradient, weight gradient), its
     activations move three times, its weights are read twice, and gradients of all its weights are
-    written, idle experts included. `stored` holds the bytes of each tensor in one layer, as
-    `layer_bytes` gives them.
+    written, idle experts included. `stored` is what `stored_tensors` gives.
     """
 
     def __init__(
@@ -43,12 +42,12 @@ class Floor:
         work: Workload,
         gpu: Gpu,
         cache: str = "bf16",
-        stored: LayerBytes | None = None,
+        stored: StoredTensors | None = None,
     ) -> None:
         self.spec, self.work, self.gpu = spec, work, gpu
         self.cache_bytes = format_named(cache, "cache format").bits / 8
         self.backward = work.phase == "train"
-        self.stored = layer_bytes(spec) if stored is None else stored
+        self.stored = stored_tensors(spec) if stored is None else stored
         # exchanges move nothing on one GPU; their bytes are counted by the all-to-all section
         self.lines = [line for line in lines(spec, work) if line.op.kind != "exchange"]
 
@@ -72,15 +71,15 @@ class Floor:
         moved = times * (ACTIVATION_BYTES * line.moved + self.cache_bytes * line.cached)
         for weight in line.op.weights:
             size = line.block.sizes[weight.name]
-            read = self._stored(line, weight) * line.uses / size.copies
+            read = self._stored(line, weight).bytes * line.uses / size.copies
             moved = moved + read
             if self.backward:
                 moved = moved + read + GRADIENT_BYTES * size.elements
         flops = times * line.flops
         return flops / self.peak(line).value, moved / self.gpu.memory_bandwidth.value
 
-    def _stored(self, line: Line, weight: Weight) -> Number:
-        """Bytes of a weight in one layer, all its copies."""
+    def _stored(self, line: Line, weight: Weight) -> Stored:
+        """A weight in one layer, all its copies."""
         return self.stored[id(line.group), id(line.block), weight.name]
 
     def peak(self, line: Line) -> Quantity:
@@ -88,8 +87,7 @@ class Floor:
         wanted = "bf16"
         weight = next((w for w in line.op.weights if w.matmul), None)
         if weight is not None:
-            name = next(line.group.tensor_names(weight), weight.name)
-            wanted = self.spec.checkpoint.of(weight, name).peak
+            wanted = self._stored(line, weight).peak
         for name in (wanted, "bf16", "fp16"):
             if name in self.gpu.peaks:
                 return self.gpu.peaks[name]
@@ -101,7 +99,7 @@ class Floor:
         parts = [(name, line.quantity(f, "B")) for name, f in self.traffic_formulas(line.op)]
         for weight in line.op.weights:
             stored = Quantity.given(
-                self._stored(line, weight),
+                self._stored(line, weight).bytes,
                 "B",
                 "stored",
                 Source("config", f"{weight.name} as stored"),
@@ -135,31 +133,32 @@ def floor(
     work: Workload,
     gpu: Gpu,
     cache: str = "bf16",
-    stored: LayerBytes | None = None,
+    stored: StoredTensors | None = None,
 ) -> dict[str, Any]:
     """Lower, sequential and upper floor of a pass, with the rows of one layer of each group."""
     roofline = Floor(spec, work, gpu, cache, stored)
     numbers = [(line, *roofline.numbers(line)) for line in roofline.lines]
-    larger = evaluator("max(c, m)")
 
-    def summed(key: str, pick: Callable[[Number, Number], Number]) -> Quantity:
-        parts = [
-            Part(
-                line.group,
-                line.op.component,
-                line.op.name,
-                pick(c, m),
-                lambda line=line: roofline.explain(line)[key],  # type: ignore[misc]
-            )
-            for line, c, m in numbers
-        ]
-        return over_groups(parts, "s")
+    def of_all(key: str, pick: Callable[[Number, Number], Number]) -> Quantity:
+        def parts() -> list[Part]:
+            return [
+                Part(
+                    line.group,
+                    line.op.component,
+                    line.op.name,
+                    pick(c, m),
+                    lambda line=line: roofline.explain(line)[key],  # type: ignore[misc]
+                )
+                for line, c, m in numbers
+            ]
 
-    compute = summed("compute", lambda c, m: c)
-    memory = summed("memory", lambda c, m: m)
+        return summed(sum(line.group.number * pick(c, m) for line, c, m in numbers), parts, "s")
+
+    compute = of_all("compute", lambda c, m: c)
+    memory = of_all("memory", lambda c, m: m)
     return {
         "lower": derive("max(compute, memory)", "s", compute=compute, memory=memory),
-        "sequential": summed("lower", lambda c, m: larger(c=c, m=m)),
+        "sequential": of_all("lower", _larger),
         "upper": derive("compute + memory", "s", compute=compute, memory=memory),
         "compute": compute,
         "memory": memory,
@@ -177,6 +176,11 @@ def _row(line: Line, row: dict[str, Quantity]) -> dict[str, Any]:
         **row,
         "bound": _bound(compute, memory),
     }
+
+
+def _larger(compute: Number, memory: Number) -> Number:
+    both_numbers = type(compute) is float and type(memory) is float
+    return max(compute, memory) if both_numbers else np.maximum(compute, memory)
 
 
 def _bound(compute: Number, memory: Number) -> Any:

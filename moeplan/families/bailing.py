@@ -12,7 +12,6 @@ from moeplan.model.ffn import DenseFFN, ExpertNames, Routing
 from moeplan.model.ops import Block
 from moeplan.model.spec import ModelSpec
 
-
 __all__ = ["bailing_moe", "bailing_moe_v2"]
 
 EMBED = "model.word_embeddings.weight"

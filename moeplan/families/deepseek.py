@@ -31,7 +31,7 @@ SHARED = ("n_shared_experts", "num_shared_experts")
 M = TypeVar("M", bound=LatentAttention)
 
 
-def latent_attention(c: Config, kind: type[M] = LatentAttention, **more: Any) -> M:  # type: ignore[assignment]
+def latent_attention(c: Config, kind: type[M], **more: Any) -> M:
     """Multi-latent attention; `q_lora_rank: null` means queries without a latent.
 
     kind: a block that has the fields of multi-latent attention, and those in `more`.
@@ -222,7 +222,7 @@ def deepseek_v2(c: Config) -> ModelSpec:
         scale=c.number("routed_scaling_factor", default=1.0),
     )
     moe = routed_experts(c, routing, shared=None)
-    return moe_model(c, "deepseek_v2", latent_attention(c), moe, dense=0)
+    return moe_model(c, "deepseek_v2", latent_attention(c, LatentAttention), moe, dense=0)
 
 
 def deepseek_v3(c: Config) -> ModelSpec:
@@ -230,4 +230,4 @@ def deepseek_v3(c: Config) -> ModelSpec:
     routing = sigmoid_routing(c, groups=(8, 4), scale=2.5)
     c.ignore("rope_interleave")
     moe = routed_experts(c, routing, shared=1)
-    return moe_model(c, "deepseek_v3", latent_attention(c), moe, dense=3, mtp=1)
+    return moe_model(c, "deepseek_v3", latent_attention(c, LatentAttention), moe, dense=3, mtp=1)

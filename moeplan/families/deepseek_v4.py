@@ -1,4 +1,4 @@
-"""DeepSeek-V4: compressed attention, residual streams with learned mixing, hash-routed first layers.
+"""DeepSeek-V4: compressed attention, mixed residual streams, hash-routed first layers.
 
 Tensors are named as in the released checkpoints (and in the code released with them).
 """
@@ -185,11 +185,11 @@ def _stored(checkpoint: Checkpoint, experts: str | None) -> Checkpoint:
     """
     if checkpoint.quantised is None:
         return checkpoint
-    rules = ((r"\.compressor\.", FORMATS["fp32"]), (r"indexer\.weights_proj", checkpoint.base))
+    rules = [(r"\.compressor\.", FORMATS["fp32"]), (r"indexer\.weights_proj", checkpoint.base)]
     if experts == "fp4":
-        rules = (*rules, (r"\.experts\.", FORMATS["mxfp4"]))
+        rules.append((r"\.experts\.", FORMATS["mxfp4"]))
     eight = scaled_8bit("fp8", "block", size=(128, 128), scale=1)
-    return replace(checkpoint, quantised=eight, rules=rules)
+    return replace(checkpoint, quantised=eight, rules=tuple(rules))
 
 
 def deepseek_v4(c: Config) -> ModelSpec:

@@ -49,7 +49,9 @@ def _sparse(c: Config, layers: int) -> list[bool]:
     return sparse
 
 
-def _mtp(c: Config, hidden: Quantity, layer: tuple[Block, ...], *, bias: bool, tied: bool) -> list[Group]:
+def _mtp(
+    c: Config, hidden: Quantity, layer: tuple[Block, ...], *, bias: bool, tied: bool
+) -> list[Group]:
     """Modules beside the stack: embedding and state are normalised, projected, run a dense layer.
 
     Names as in the released checkpoints, which keep these tensors under model.mtp_*.

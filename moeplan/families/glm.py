@@ -8,6 +8,7 @@ from __future__ import annotations
 from moeplan.families.common import attention, rotated
 from moeplan.families.deepseek import latent_attention, moe_model, routed_experts, sigmoid_routing
 from moeplan.families.reader import Config
+from moeplan.model.latent_attention import LatentAttention
 from moeplan.model.spec import ModelSpec
 
 __all__ = ["glm4_moe", "glm4_moe_lite"]
@@ -32,4 +33,5 @@ def glm4_moe_lite(c: Config) -> ModelSpec:
     c.ignore("rope_interleave")
     routing = sigmoid_routing(c, groups=(1, 1), scale=1.8)
     moe = routed_experts(c, routing, shared=1)
-    return moe_model(c, "glm4_moe_lite", latent_attention(c), moe, dense=1, mtp=1, typed=True)
+    mixer = latent_attention(c, LatentAttention)
+    return moe_model(c, "glm4_moe_lite", mixer, moe, dense=1, mtp=1, typed=True)

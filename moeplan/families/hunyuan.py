@@ -59,11 +59,14 @@ def _layers(c: Config, count: int, *, mixed: bool) -> list[_Layer]:
     ]
     for layer in layers:
         if layer.k.value > layer.E.value:
-            raise c.fail("moe_topk", f"holds {layer.k.value}: more than the {layer.E.value} experts")
+            problem = f"holds {layer.k.value}: it must be at most the {layer.E.value} experts"
+            raise c.fail("moe_topk", problem)
     return layers
 
 
-def _mixers(c: Config, hidden: Quantity, count: int, *, norms: bool) -> tuple[dict[str, Block], list[str]]:
+def _mixers(
+    c: Config, hidden: Quantity, count: int, *, norms: bool
+) -> tuple[dict[str, Block], list[str]]:
     """Attention by kind, and the kind of each layer.
 
     With `use_cla` the first of every cla_share_factor layers projects keys and values, which the
@@ -95,7 +98,8 @@ def _head_dim(c: Config) -> int | None:
 
 def hunyuan(c: Config) -> ModelSpec:
     """Read a config of the model's own class (Hunyuan-Large, Hunyuan-A13B)."""
-    return _read(c, mixed=c.flag("use_mixed_mlp_moe", default=False), norms=c.flag("use_qk_norm", default=False))
+    mixed = c.flag("use_mixed_mlp_moe", default=False)
+    return _read(c, mixed=mixed, norms=c.flag("use_qk_norm", default=False))
 
 
 def hunyuan_v1_moe(c: Config) -> ModelSpec:
@@ -164,7 +168,7 @@ _OTHER = (
     "v_head_dim",
     "n_group",
     "topk_group",
-    *(f"{what}_{end}" for what in ("image", "video", "text", "im") for end in ("start_id", "end_id")),
+    *(f"{what}_{at}_id" for what in ("image", "video", "text", "im") for at in ("start", "end")),
     "image_token_id",
     "im_newline_id",
     "mask_init_id",

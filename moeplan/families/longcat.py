@@ -13,6 +13,7 @@ from moeplan.families.deepseek import latent_attention
 from moeplan.families.reader import Config
 from moeplan.model.basic import Norm, Residual
 from moeplan.model.ffn import DenseFFN, ExpertNames, MoE, Routing
+from moeplan.model.latent_attention import LatentAttention
 from moeplan.model.ops import Block
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Quantity, Source, evaluate
@@ -38,6 +39,7 @@ def _moe(c: Config, hidden: Quantity) -> MoE:
         value = evaluate(REAL, {"k": k.value, "E": experts.value, "Z": zero.value})
         how = f"{REAL}: zero-computation experts are chosen as often as the others"
         real = Quantity.given(value, "experts", "r", Source("assumed", how))
+        c.note(f"a token is computed by 0 to {k.value} experts, by {value:g} in expectation")
     return MoE(
         D=hidden,
         E=experts,
@@ -65,7 +67,7 @@ def longcat_flash(c: Config) -> ModelSpec:
     c.expect("num_hidden_layers", [layers.value, 2 * layers.value], "num_layers is the other count")
     c.expect("attention_method", ["MLA"], "this family has multi-latent attention")
     c.ignore("mla_scale_q_lora", "mla_scale_kv_lora", "rope_interleave")
-    mixer = latent_attention(c)
+    mixer = latent_attention(c, LatentAttention)
     dense = DenseFFN(D=hidden, F=c.int("ffn_hidden_size", "intermediate_size", symbol="F"))
     moe = _moe(c, hidden)
 

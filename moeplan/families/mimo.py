@@ -1,4 +1,4 @@
-"""MiMo-V2-Flash (arXiv 2601.02780): five layers of windows of 128 tokens to one of full attention."""
+"""MiMo-V2-Flash (arXiv 2601.02780): five layers with windows of 128 tokens to one without."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def mimo_v2_flash(c: Config) -> ModelSpec:
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     c.expect("n_shared_experts", [0], "this family has no shared expert")
-    c.ignore("attention_chunk_size", "attention_value_scale", "layernorm_epsilon", "hybrid_block_size")
+    c.ignore("attention_chunk_size", "attention_value_scale", "layernorm_epsilon")
     c.note("the released checkpoint also holds multi-token-prediction modules: not counted")
     routing = sigmoid_routing(c, groups=(1, 1), scale=1.0)
     moe = routed_experts(c, routing, shared=0)

@@ -24,7 +24,7 @@ LIGHTNING, FULL = "lightning attention", "full attention"
 
 
 def _kinds(c: Config, layers: int) -> list[str]:
-    """The mixer of each layer: layer_types, or attn_type_list with 0 for lightning and 1 for full."""
+    """The mixer of each layer: layer_types, or attn_type_list (0 for lightning, 1 for full)."""
     if "attn_type_list" in c:
         marks = c.list("attn_type_list", length=layers)
         if any(mark not in (0, 1) for mark in marks):

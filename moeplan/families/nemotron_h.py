@@ -1,4 +1,4 @@
-"""Nemotron-H and Nemotron 3 (arXiv 2504.03624): one mixer a layer, of Mamba-2, attention, FFN, MoE."""
+"""Nemotron-H and Nemotron 3 (arXiv 2504.03624): a layer is Mamba-2, attention, an FFN or an MoE."""
 
 from __future__ import annotations
 

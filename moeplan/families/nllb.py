@@ -126,7 +126,9 @@ def nllb_moe(c: Config) -> ModelSpec:
     stacks = [_stack(c, hidden, side, role) for side, role in SIDES]
     groups = (
         Group("embedding", (Embedding(vocabulary, hidden, SHARED, aliases=(decoder,)),)),
-        Group("encoder embedding", (Embedding(vocabulary, hidden, encoder, SHARED),), role="encoder"),
+        Group(
+            "encoder embedding", (Embedding(vocabulary, hidden, encoder, SHARED),), role="encoder"
+        ),
         *stacks[0],
         *stacks[1],
         Group("head", (Head(vocabulary, hidden, tied=SHARED),)),

@@ -81,8 +81,8 @@ def step3_vl(c: Config) -> ModelSpec:
     text = c.sub("text_config")
     assert text is not None
     text.expect("model_type", ["step3_text"], "the text part is of another family")
-    c.ignore("vision_config", "understand_projector_stride", "projector_bias", "vision_select_layer")
-    c.ignore("image_token_len", "patch_token_len", "image_token_id")
+    c.ignore("vision_config", "understand_projector_stride", "projector_bias")
+    c.ignore("vision_select_layer", "image_token_len", "patch_token_len", "image_token_id")
     return _text(
         text, name="step3", wrapper=c, not_counted=("vision tower and projector (vision_config)",)
     )

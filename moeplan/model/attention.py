@@ -28,6 +28,8 @@ class Attention(Block):
     qk_norm: "head" (one vector of dh for all heads), "full" (one over all heads), "unit" (to
     length one, without weights) or "none".
     gate: the query projection also yields an output gate of the same width (Qwen3-Next).
+    own_gate: a projection of its own yields the output gate, one number for each element of the
+    output ("full") or for each head ("head"); gate_bias: a learned number per head is added to it.
     sinks: one learned logit per head (gpt-oss). position_bias: rows of a relative position table
     (T5), held by the first layer only. cross: keys come from the encoder's X tokens.
     rope: queries and keys are rotated by their position. dr: rotated dimensions of a head, where
@@ -53,6 +55,8 @@ class Attention(Block):
     o_bias: bool = False
     qk_norm: Literal["none", "head", "full", "bias", "unit"] = "none"
     gate: bool = False
+    own_gate: Literal["none", "full", "head"] = "none"
+    gate_bias: bool = False
     sinks: bool = False
     position_buckets: Number | None = None
     rope: bool = True
@@ -65,6 +69,7 @@ class Attention(Block):
     prefix: str = "self_attn."
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj")
     norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    gate_names: tuple[str, str] = ("gate_proj.weight", "gate_bias")
     latent_names: tuple[str, str] = ("inter_norm", "wq")
     sinks_name: str = "sinks"
     fused: str = ""
@@ -82,7 +87,9 @@ class Attention(Block):
         read = {"full": "C", "window": "min(C, W + S)", "chunk": "min(C, W + S)"}[self.scope]
         return {"P": pairs, "N": "T", "K": read}
 
-    def _weight(self, which: str, *dims: str, matmul: bool = True, suffix: str = "weight") -> Weight:
+    def _weight(
+        self, which: str, *dims: str, matmul: bool = True, suffix: str = "weight"
+    ) -> Weight:
         return Weight(
             f"{self.prefix}{which}.{suffix}",
             dims,
@@ -146,6 +153,19 @@ class Attention(Block):
             out.append(Weight(name, dims, "attention", matmul=False, shard="heads"))
         return out
 
+    def _gate_width(self) -> str:
+        return "H" if self.own_gate == "head" else "H*dv"
+
+    def _own_gate(self) -> list[Weight]:
+        """The projection into the output gate, and its bias per head."""
+        if self.own_gate == "none":
+            return []
+        matrix, bias = (self.prefix + name for name in self.gate_names)
+        out = [Weight(matrix, (self._gate_width(), "D"), "attention", shard="column")]
+        if self.gate_bias:
+            out.append(Weight(bias, ("H",), "attention", matmul=False, shard="heads"))
+        return out
+
     def _output(self) -> tuple[Weight, Weight | None]:
         bias = self._weight(self.names[3], "D", matmul=False, suffix="bias")
         return self._weight(self.names[3], "D", "H*dv"), bias if self.o_bias else None
@@ -158,6 +178,7 @@ class Attention(Block):
         out += self._query_latent() or ()
         out += [weight for _, weights, _ in self._norms() for weight in weights]
         out += self._extras()
+        out += self._own_gate()
         out += [w for w in self._output() if w is not None]
         return tuple(out)
 
@@ -180,12 +201,23 @@ class Attention(Block):
             moved = f"T*H*{turned}" + ("" if self.shares_kv else f" + N*G*{turned}")
             rows.append(pointwise("rope", "attention", moved, moved, shard="heads"))
         rows.append(self._attend())
-        if self.gate:
-            kept = (Kept("gate", "T*H*dv"), Kept("attn_ungated", "T*H*dv"))
-            rows.append(pointwise("gate", "attention", "2*T*H*dv", "T*H*dv", kept=kept))
+        rows += self._gate_rows()
         weight, bias = self._output()
         rows.append(linear("o_proj", weight, bias=bias))
         return tuple(rows)
+
+    def _gate_rows(self) -> list[Op]:
+        """The gate's projection, where it has one of its own, and its product with the output."""
+        if not self.gate and self.own_gate == "none":
+            return []
+        width = self._gate_width()
+        kept = (Kept("gate", f"T*{width}"), Kept("attn_ungated", "T*H*dv"))
+        rows = []
+        if own := self._own_gate():
+            rows.append(linear("gate_proj", own[0], bias=own[1] if self.gate_bias else None))
+        moved = f"T*H*dv + T*{width}"
+        rows.append(pointwise("gate", "attention", moved, "T*H*dv", kept=kept))
+        return rows
 
     def _query_latent_rows(self) -> list[Op]:
         parts = self._query_latent()

@@ -52,6 +52,8 @@ class ExpertNames(NamedTuple):
     suffix: str = ".weight"
     bias_suffix: str = ".bias"
     shared: str = "mlp.shared_experts."
+    shared_names: tuple[str, str, str] | None = None  # gate, up, down, where not as in the experts
+    shared_gate_up: str = ""  # set where gate and up of the shared experts are one tensor
     shared_gate: str = "mlp.shared_expert_gate"
     selection_bias: str = "mlp.gate.e_score_correction_bias"
     selection_dims: tuple[str, ...] = ()  # where not one number for each scored expert
@@ -249,9 +251,13 @@ class MoE(Block):
             bias = Weight(f"{full}.bias", (rows,), "shared_experts", matmul=False)
             return (weight, bias) if self.shared_bias else (weight,)
 
-        up = make(n.up, "Fs", "D", "column")
-        ins = (*make(n.gate, "Fs", "D", "column"), *up) if self.gated else up
-        return ins, make(n.down, "D", "Fs", "row")
+        gate, up, down = n.shared_names or (n.gate, n.up, n.down)
+        ins = make(up, "Fs", "D", "column")
+        if n.shared_gate_up:
+            ins = make(n.shared_gate_up, "2*Fs", "D", "column")
+        elif self.gated:
+            ins = (*make(gate, "Fs", "D", "column"), *ins)
+        return ins, make(down, "D", "Fs", "row")
 
     def _router(self) -> tuple[Weight, ...]:
         n = self.names
@@ -347,7 +353,8 @@ class MoE(Block):
             outer=width,
             kept=(Kept("experts_input", moved, drop="dispatch"),),
         )
-        kept = (Kept("experts_output", moved, drop="dispatch"),)
+        output = Kept("experts_output", moved, drop="dispatch")
+        kept = (output,) if self.routing.weigh == "output" else ()  # the weights' gradients need it
         return [
             Op("dispatch", "exchange", part, read=moved, shard="experts"),
             Op("permute", "gather", part, read=moved, write=moved, shard="experts"),

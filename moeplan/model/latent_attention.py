@@ -82,7 +82,9 @@ class LatentAttention(Block):
         kept = (Kept("attn_input", "T*D", drop="norm"),)
         if part["q_proj"] is not None:
             return [linear("q_proj", part["q_proj"], kept=kept)]
-        assert part["q_a_proj"] and part["q_a_norm"] and part["q_b_proj"]
+        assert part["q_a_proj"]
+        assert part["q_a_norm"]
+        assert part["q_b_proj"]
         latent = (Kept("q_a", "T*rq"),)
         normed = (Kept("q_a_normed", "T*rq", drop="norm"),)
         return [
@@ -96,7 +98,10 @@ class LatentAttention(Block):
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """Projections, norms, rotary embedding, attention in the form of the phase, output."""
         part = self._parts()
-        assert part["kv_a_proj"] and part["kv_a_norm"] and part["kv_b_proj"] and part["o_proj"]
+        assert part["kv_a_proj"]
+        assert part["kv_a_norm"]
+        assert part["kv_b_proj"]
+        assert part["o_proj"]
         rows = self._query_rows(part)
         rows += [
             linear("kv_a_proj", part["kv_a_proj"], bias=part["kv_a_bias"]),

@@ -16,7 +16,7 @@ def visible_pairs(work: Workload, *, window: str = "", chunk: str = "", keys: st
     Causal counts half of the rectangle (the diagonal's half token is ignored, as the field does);
     a window or chunk of W tokens cuts it further; "full" ignores masks. Decoding sees all keys.
     """
-    if work.mask == "full" and not work.phase == "decode":
+    if work.mask == "full" and work.phase != "decode":
         return f"S*{keys}"
     if work.phase == "decode":
         if window:

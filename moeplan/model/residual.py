@@ -71,7 +71,7 @@ class HyperExpand(Block):
         return ()
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
-        """The hc x hc mixing matrix times the streams; adding the weighted output is element-wise."""
+        """The hc x hc mixing matrix times the streams; adding the output is element-wise."""
         return (
             Op(
                 name="residual",

@@ -108,7 +108,10 @@ class Mamba1(Block):
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """Input projection, convolution, token-dependent parameters, scan, output projection."""
         part = self._parts()
-        assert part["in_proj"] and part["x_proj"] and part["dt_proj"] and part["out_proj"]
+        assert part["in_proj"]
+        assert part["x_proj"]
+        assert part["dt_proj"]
+        assert part["out_proj"]
         decode = work.phase == "decode"
         conv = _conv_weights(self.prefix, "Di", self.conv_bias)
         kept = (Kept("attn_input", "T*D", drop="norm"),)

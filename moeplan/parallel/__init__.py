@@ -7,8 +7,8 @@ Two functions answer everything (both are in this package's modules and re-expor
 
 `layout` is a `moeplan.cluster.layout.Layout`. Its numeric fields (tp, pp, vpp, dp, cp, ep, etp,
 zero, microbatch, batch) are numbers or float64 arrays of one shape (or broadcastable); its other
-fields (sp, schedule, recompute, overlap, split, order) are kinds: loop over them in Python. `cluster`
-is a `moeplan.cluster.hardware.Cluster`, `job` a `TrainingJob` or `ServingJob`.
+fields (sp, schedule, recompute, selective, overlap, split, order) are kinds: loop over them in
+Python. `cluster` is a `moeplan.cluster.hardware.Cluster`, `job` a `TrainingJob` or `ServingJob`.
 
 Arrays in, arrays out: every entry of the result is a float64 (or bool, or int) array of the
 broadcast shape, and a point that is not legal has `legal` False and nan in every number. Numbers
@@ -60,14 +60,28 @@ Keys of `evaluate_serving`
 from __future__ import annotations
 
 from moeplan.parallel.jobs import Overheads, ServingJob, TrainingJob
+from moeplan.parallel.limits import decode_speed_limit, model_speed_limit, paper_speed_limit
+from moeplan.parallel.serving import (
+    SERVING_BINDS,
+    ServingPlan,
+    evaluate_serving,
+    explain_serving,
+)
 from moeplan.parallel.training import BINDS, TrainingPlan, evaluate_training, explain_training
 
 __all__ = [
     "BINDS",
+    "SERVING_BINDS",
     "Overheads",
     "ServingJob",
+    "ServingPlan",
     "TrainingJob",
     "TrainingPlan",
+    "decode_speed_limit",
+    "evaluate_serving",
     "evaluate_training",
+    "explain_serving",
     "explain_training",
+    "model_speed_limit",
+    "paper_speed_limit",
 ]

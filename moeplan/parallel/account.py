@@ -19,6 +19,7 @@ class Account:
     moe_group: what belongs to the experts' own groups: the routed experts ("routed"), or the whole
     MoE block with router and shared experts, which then tp does not divide ("moe").
     whole: ends of weight names, with a formula of elements that every tp rank holds whole.
+    uncounted: ends of weight names that an account leaves out.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Account:
     row_map: Literal["index", "mask"] = "index"
     moe_group: Literal["routed", "moe"] = "routed"
     whole: tuple[tuple[str, str], ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     def replicated(self, weight: str) -> str | None:
         """Formula of the elements of a weight that tensor parallelism does not divide here."""
@@ -40,9 +42,15 @@ ACCOUNTS: dict[str, Account] = {
         Account(
             "arxiv-2502.07846",
             "that paper's: the MoE block is one unit of etp and expert data parallelism, and the "
-            "rotary part of the query up-projection is on every tp rank (no engine does the latter)",
+            "rotary part of the query up-projection is on every tp rank, as in no engine we know",
             moe_group="moe",
             whole=(("q_b_proj.weight", "H*dr*rq"),),
+        ),
+        Account(
+            "arxiv-2603.07685",
+            "that paper's: megatron-core, and the router's weights are not in the sum",
+            row_map="mask",
+            uncounted=("mlp.gate.weight",),
         ),
     )
 }

@@ -216,8 +216,12 @@ class Divided:
                     cached = scope(op.cached, "elements")
                     yield OwnRow(op, block, group, scope, kind, flops, moved, cached)
 
-    def kept(self, piece: Piece) -> Iterator[tuple[Kept, Any]]:
-        """Tensors kept for the backward pass, with their bytes."""
+    def kept(self, piece: Piece, eight_bits: bool = False) -> Iterator[tuple[Kept, Any]]:
+        """Tensors kept for the backward pass, with their bytes.
+
+        eight_bits: inputs of matmuls with weights and of activations are kept in 8 bits, with an
+        fp32 scale for each 128 values.
+        """
         for group in piece.groups:
             for block in group.blocks:
                 scopes = self.scopes(block)
@@ -227,7 +231,10 @@ class Divided:
                         if kept.name == "row_map" and self.account.row_map == "mask":
                             elements = elements.replace("T*k", "T*E")
                         kind = self.kind(block, op.shard, elements)
-                        yield kept, scopes[kind](f"({elements})*{kept.bits // 8}", "B")
+                        width = f"*{kept.bits // 8}"
+                        if eight_bits and kept.bits == 16 and _quantised(op):
+                            width = "*33/32"
+                        yield kept, scopes[kind](f"({elements}){width}", "B")
 
     def parameters(self, piece: Piece) -> Iterator[tuple[Weight, str, Any]]:
         """Trained tensors with the group that shares them ("dense", "experts"), and elements.
@@ -239,6 +246,8 @@ class Divided:
                 scopes = self.scopes(block)
                 for weight in block.tensors:
                     if weight.buffer or weight.tied is not None:
+                        continue
+                    if self.account.uncounted and weight.name.endswith(self.account.uncounted):
                         continue
                     experts = weight.shard == "experts"
                     scope = scopes["experts" if experts else "tensor"]
@@ -301,8 +310,12 @@ class Divided:
         return [b for g in piece.groups for b in g.blocks if isinstance(b, MoE)]
 
 
+def _quantised(op: Op) -> bool:
+    """Whether an op's kept input may be in 8 bits: matmuls with weights, activations."""
+    matmul = op.kind in ("linear", "grouped_linear") and op.component not in ("router", "head")
+    return matmul or op.name.endswith("activation")
+
+
 def _tokens(formula: str) -> str:
     """Rows N and B*C of keys are the tokens T themselves in training and prefill."""
     return re.sub(r"^\((?:N|B\*C)\)", "(T)", formula)
-
-

@@ -29,7 +29,10 @@ class Overheads:
     )
     fragmentation: Any = field(
         default_factory=lambda: _assumed(
-            0.05, "", "fragmentation", "5 to 30 % are lost (arXiv 2502.07846, 6); the least is taken"
+            0.05,
+            "",
+            "fragmentation",
+            "5 to 30 % are lost (arXiv 2502.07846, 6); the least is taken",
         )
     )
 
@@ -41,9 +44,11 @@ class TrainingJob:
     sequence: tokens of a sequence. tokens: of the whole run (None: no bill). optimizer: a key of
     `moeplan.estimation.memory.OPTIMIZERS`. precision: number format of the matmuls with weights.
     dispatch, combine, policy, imbalance: see `moeplan.estimation.all_to_all`. mtp: train the
-    model's MTP modules. stack: a key of `moeplan.parallel.optime.STACKS`. account: a key of
-    `moeplan.parallel.account.ACCOUNTS`. price: dollars per GPU-hour (None: from the data files).
-    power: all-in watts per GPU (None: from the data files).
+    model's MTP modules. kept: format in which inputs of matmuls and of activations are kept for
+    the backward pass ("fp8": with one fp32 scale for each 128 values, as DeepSeek-V3 did). stack:
+    a key of `moeplan.parallel.optime.STACKS`. account: one of `moeplan.parallel.account.ACCOUNTS`.
+    price: dollars per GPU-hour, a kind of price or "$2/h" (None: the first on file). power: all-in
+    watts per GPU (None: that of the data files).
     """
 
     sequence: Any = 4096
@@ -55,6 +60,7 @@ class TrainingJob:
     policy: Literal["copies", "per-gpu", "per-node"] = "per-node"
     imbalance: Any = 1.0
     mtp: bool = True
+    kept: Literal["bf16", "fp8"] = "bf16"
     stack: str = "kernels"
     account: str = "index-map"
     price: Any = None
@@ -72,7 +78,8 @@ class ServingJob:
     turns. draft: tokens guessed ahead by MTP, each accepted with probability `acceptance` if the
     one before it was. weights: format (None: the checkpoint's). cache: format of the key-value
     cache (None: the checkpoint's, else bf16). queueing: TTFT over the prefill's own time.
-    overlap: share of the exchange that is hidden under compute of another microbatch.
+    overlap: share of the exchange that is hidden under compute of another microbatch. policies:
+    what the exchanges send once (decoding: low-latency kernels send every copy).
     """
 
     input: Any = 4096
@@ -88,7 +95,8 @@ class ServingJob:
     cache: str | None = None
     dispatch: str = "fp8"
     combine: str = "bf16"
-    policy: Literal["copies", "per-gpu", "per-node"] = "per-gpu"
+    decode_policy: Literal["copies", "per-gpu", "per-node"] = "copies"
+    prefill_policy: Literal["copies", "per-gpu", "per-node"] = "per-node"
     imbalance: Any = 1.0
     overlap: Any = 0.0
     queueing: Any = 1.0

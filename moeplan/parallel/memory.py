@@ -23,7 +23,8 @@ MEMORY_PARTS = (
 def owned(dense: Any, experts: Any, zero: Any, least: int, dense_group: Any, edp: Any) -> Any:
     """Parameters whose state a GPU holds, where ZeRO stages from `least` on divide it."""
     return calc(
-        f"per(dense, pick(zero >= {least}, n_dense, 1)) + per(experts, pick(zero >= {least}, edp, 1))",
+        f"per(dense, pick(zero >= {least}, n_dense, 1))"
+        f" + per(experts, pick(zero >= {least}, edp, 1))",
         "parameters",
         dense=dense,
         experts=experts,

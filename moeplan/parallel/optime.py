@@ -47,7 +47,9 @@ class Stack:
 
     linear, grouped, attention: of the matmul peak; memory: of the bandwidth; low: factor on
     `linear` and `grouped` in 8 bits and less. busy: kernels' share of the time in which nothing
-    else was to be waited for (launches, host, gaps, stragglers); a fitted figure.
+    else was to be waited for (launches, host, gaps, stragglers); a fitted figure. launch: seconds
+    between two kernels that depend on each other, which decoding cannot hide. host: seconds that
+    the GPU waits for the host in an MoE layer's forward and backward pass of a microbatch.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Stack:
     memory: float
     low: float
     busy: float
+    launch: float
+    host: float
     source: str
     kind: str = "assumed"
 
@@ -71,7 +75,9 @@ class Stack:
 STACKS: dict[str, Stack] = {
     s.name: s
     for s in (
-        Stack("datasheet", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, "the floor: every peak is reached"),
+        Stack(
+            "datasheet", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, "the floor: every peak is reached"
+        ),
         Stack(
             "kernels",
             790 / 989,
@@ -80,8 +86,24 @@ STACKS: dict[str, Stack] = {
             4.3 / 4.8,
             0.75,
             1.0,
+            2e-6,
+            0.0,
             "H200: bf16 matmul 790 of 989 TFLOP/s and copy 4.3 of 4.8 TB/s as measured; grouped "
-            "matmul, attention and the 8-bit factor are round figures of published kernels",
+            "matmul, attention, the 8-bit factor and 2 us between kernels of a CUDA graph are "
+            "round figures of published kernels",
+        ),
+        Stack(
+            "megatron-bridge",
+            790 / 989,
+            0.65,
+            0.6,
+            4.3 / 4.8,
+            0.75,
+            0.95,
+            2e-6,
+            6e-3,
+            "kernels, with `busy` and `host` fitted to the pre-training rows of NVIDIA's "
+            "Megatron-Bridge summary, containers 26.02 to 26.04 (errors in docs/cluster.md)",
         ),
     )
 }

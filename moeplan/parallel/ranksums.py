@@ -148,4 +148,3 @@ def take(parts: Sequence[Any], at: Any) -> Any:
     for i, part in enumerate(parts[1:], 1):
         out = np.where(at == i, part, out)
     return out
-

@@ -110,7 +110,7 @@ class Rank(NamedTuple):
     min(m, depth)/depth of it.
     """
 
-    index: int
+    number: int
     held: tuple[float, ...]
     alive: tuple[float, ...]
     depth: int
@@ -129,9 +129,7 @@ def _chunks(
         at += n
         for i, role in enumerate(roles):
             last = stage == stages - 1
-            if role == "first" and stage == 0:
-                counts[i] = 1
-            elif role == "last" and last:
+            if (role == "first" and stage == 0) or (role == "last" and last):
                 counts[i] = 1
             elif role == "mtp" and last:
                 counts[i] = modules

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeplan.calc import add, calc, value
-from moeplan.cluster.layout import Layout
+from moeplan.cluster.layout import Layout, Schedule
 from moeplan.cluster.network import Network, strides
 from moeplan.estimation.memory import Optimizer
 from moeplan.parallel.jobs import TrainingJob
@@ -19,7 +19,7 @@ from moeplan.parallel.ranksums import RankSums, argmax, take
 from moeplan.parallel.schedule import bubble
 from moeplan.parallel.table import HIDDEN
 
-__all__ = ["StepInputs", "training_step"]
+__all__ = ["StepInputs", "data_groups", "step_memory", "training_step"]
 
 _LINKS = ("tp", "ep", "cp")
 
@@ -40,13 +40,13 @@ class StepInputs:
 def training_step(given: StepInputs, sums: RankSums) -> dict[str, Any]:
     """Memory, times and bytes of a step; see the package's contract for the keys."""
     out: dict[str, Any] = {}
-    groups = _groups(given)
-    _memory(given, sums, groups, out)
+    groups = data_groups(given)
+    step_memory(given, sums, groups, out)
     _time(given, sums, groups, out)
     return out
 
 
-def _groups(given: StepInputs) -> dict[str, Any]:
+def data_groups(given: StepInputs) -> dict[str, Any]:
     """Sizes of the data-parallel groups, and how they lie in domains."""
     v, net = given.v, given.net
     dense = calc("cp*dp", "", cp=v["cp"], dp=v["dp"])
@@ -61,9 +61,10 @@ def _groups(given: StepInputs) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------- memory
-def _memory(
+def step_memory(
     given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[str, Any]
 ) -> None:
+    """The parts of memory of the most loaded rank, their sum, and which rank it is."""
     at: Any = 0
     if sums.count > 1:
         zero, o = value(given.v["zero"]), given.optimizer
@@ -110,9 +111,7 @@ def _in_flight(given: StepInputs, sums: RankSums, c: int) -> Any:
     )
 
 
-def _used(
-    given: StepInputs, sums: RankSums, c: int, bytes_of: Sequence[Any], gathered: Any
-) -> Any:
+def _used(given: StepInputs, sums: RankSums, c: int, bytes_of: Sequence[Any], gathered: Any) -> Any:
     """Bytes by which ranks are compared; overheads are in proportion."""
     dense, experts, work, buffer, layer = (
         value(sums[name, c]) for name in ("dense", "experts", "work", "buffer", "layer")
@@ -151,7 +150,7 @@ def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[s
         "m*slowest + bubble", "s", m=v["m"], slowest=low,
         bubble=bubble(layout.schedule, all_stages=sums["all_lower"], slowest=low, **more),
     )  # fmt: skip
-    serial = "interleaved" if layout.schedule == "interleaved" else "1f1b"
+    serial: Schedule = "interleaved" if layout.schedule == "interleaved" else "1f1b"
     out["step_upper"] = calc(
         "m*slowest + bubble + sends + data + optimizer", "s", m=v["m"], slowest=high,
         bubble=bubble(serial, all_stages=sums["all_upper"], slowest=high, **more),

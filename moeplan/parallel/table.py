@@ -6,7 +6,7 @@ computed for each different combination once, and looked up by everything that f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.optime import Roofline, RowTimes, Work
 from moeplan.parallel.stages import Piece
 from moeplan.parallel.traffic import ACTIVATION_BYTES, ExchangeFormats, Message, messages
+from moeplan.quantity import Quantity, Source
 
 __all__ = ["COLUMNS", "HIDDEN", "PieceCost", "RowCost", "piece_cost"]
 
@@ -31,7 +32,12 @@ HIDDEN: dict[str, dict[str, int]] = {
 """Overlap assumptions: messages that run under compute (1) as far as there is compute to hide
 them. usual: Megatron-LM's overlap of gradients and parameters, of pipeline sends and of the ring
 of context parallelism. all-to-all: the exchange too, each pass under its own layer's compute.
-dualpipe: as that, with a forward and a backward pass side by side to hide under."""
+dualpipe: as that, with a forward and a backward pass side by side to hide under. Hidden exchanges
+take multiprocessors from compute: 20 of 132 (DeepSeek-V3, arXiv 2412.19437, 3.2.2)."""
+
+_TAKEN = Quantity.given(
+    20 / 132, "", "taken", Source("assumed", "20 of 132 multiprocessors send (arXiv 2412.19437)")
+)
 
 COLUMNS = (
     "dense", "experts", "kept", "workspace", "buffer",
@@ -43,7 +49,7 @@ backward pass, bytes that recomputation needs for a while, bytes of exchange buf
 forward and backward pass (bounds and expected), of the backward pass, of weight gradients, of
 compute, of what is computed again, of exposed messages; bytes sent over each link tier."""
 
-_DROPPED_ROWS = {
+_DROPPED_ROWS: dict[str, Callable[[Op], bool]] = {
     "norm": lambda op: op.component == "norms",
     "activation": lambda op: op.name.endswith("activation"),
     "up_projection": lambda op: op.name in ("q_b_proj", "kv_b_proj", "rope"),
@@ -136,7 +142,7 @@ class Coster:
             row.flops,
             moved,
             number_format,
-            shape,  # type: ignore[arg-type]
+            shape,
             row.scope(row.op.groups),
         )
         return self.times.seconds(work, explained=self.own.degrees.explained)
@@ -153,11 +159,27 @@ class Coster:
         n |= self._parameters(piece)
         n |= self._activations(piece, out)
         n |= self._times(rows, sent)
-        busy = _busy(self.times)
-        if busy != 1:
-            for name in ("time", "upper", "backward", "wgrad", "compute", "recompute"):
-                n[name] = calc("seconds/busy", "s", seconds=n[name], busy=busy)
+        self._wait(n, len(self.own.moes(piece)) if piece.role != "copy" else 0)
         return out
+
+    def _wait(self, n: dict[str, Any], moes: int) -> None:
+        """What a fitted stack adds to its kernels' time: gaps, and the host's part."""
+        stack = self.times.stack if isinstance(self.times, Roofline) else None
+        if stack is None or (stack.busy == 1 and not stack.host):
+            return
+        source = Source("assumed", f"stack {stack.name}: {stack.source}")
+        busy = Quantity.given(stack.busy, "", "busy", source)
+        host = Quantity.given(moes * stack.host, "s", "host", source)
+        if not self.own.degrees.explained:
+            busy, host = busy.value, host.value
+        shares = {"compute": "1", "backward": "2/3"}
+        for name in ("compute", "backward", "recompute", "wgrad"):
+            more = f" + {shares[name]}*host" if name in shares else ""
+            given = {"host": host} if more else {}
+            n[name] = calc(f"seconds/busy{more}", "s", seconds=n[name], busy=busy, **given)
+        parts = {name: n[name] for name in ("compute", "recompute", "tp", "ep", "cp")}
+        n["time"] = add(parts, "s")
+        n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
 
     def _parameters(self, piece: Piece) -> dict[str, Any]:
         parts: dict[str, dict[str, Any]] = {"dense": {}, "experts": {}}
@@ -170,7 +192,7 @@ class Coster:
         selective = self.layout.recompute == "selective" and piece.is_layer
         everything: dict[str, Any] = {}
         kept: dict[str, Any] = {}
-        found = list(self.own.kept(piece)) if piece.role != "copy" else []
+        found = list(self.own.kept(piece, self.job.kept == "fp8")) if piece.role != "copy" else []
         for i, (tensor, size) in enumerate(found):
             name = f"{tensor.name} {i}"
             everything[name] = size
@@ -209,8 +231,8 @@ class Coster:
         def summed(pick: str) -> Any:
             return add({f"{r.name} {i}": getattr(r, pick) for i, r in enumerate(rows)}, "s")
 
-        forward, again = summed("forward"), summed("again")
-        inputs, wgrad = summed("input_gradient"), summed("weight_gradient")
+        names = ("forward", "again", "input_gradient", "weight_gradient")
+        forward, again, inputs, wgrad = (self._slowed(summed(name), sent) for name in names)
         backward = calc("inputs + weights", "s", inputs=inputs, weights=wgrad)
         full = self.layout.recompute == "full"
         groups = {"tp": ("tp", "etp"), "ep": ("ep",), "cp": ("cp",)}
@@ -246,6 +268,17 @@ class Coster:
             **links,
         }
 
+    def _slowed(self, seconds: Any, sent: list[Message]) -> Any:
+        """Compute beside a hidden exchange, which needs multiprocessors of its own."""
+        exchanges = [m for m in sent if m.group == "ep"]
+        if not exchanges or not HIDDEN[self.layout.overlap]["ep"]:
+            return seconds
+        taken: Any = _TAKEN if self.own.degrees.explained else _TAKEN.value
+        return calc(
+            "pick(n > 1, seconds/(1 - taken), seconds)", "s", n=exchanges[0].n, seconds=seconds,
+            taken=taken,
+        )  # fmt: skip
+
     def _exposed(
         self, f: dict[str, Any], b: dict[str, Any], forward: Any, backward: Any
     ) -> dict[str, tuple[Any, Any]]:
@@ -259,7 +292,9 @@ class Coster:
         for side, compute in ((f, forward), (b, backward)):
             wanted = {x: side[x] for x in f if hidden[x]}
             if joint:
-                wanted = {f"{x} {i}": way[x] for x in f if hidden[x] for i, way in enumerate((f, b))}
+                wanted = {
+                    f"{x} {i}": way[x] for x in f if hidden[x] for i, way in enumerate((f, b))
+                }
                 compute = both
             covers.append(
                 calc(
@@ -270,7 +305,7 @@ class Coster:
                 )
             )
         return {
-            x: tuple(  # type: ignore[misc]
+            x: tuple(
                 calc("seconds*(1 - cover)", "s", seconds=side[x], cover=cover)
                 if hidden[x]
                 else side[x]
@@ -283,10 +318,6 @@ class Coster:
 def enumerate_(parts: list[Any]) -> Iterator[tuple[str, Any]]:
     """Parts by their number, for sums."""
     return ((f"pass {i}", part) for i, part in enumerate(parts))
-
-
-def _busy(times: RowTimes) -> float:
-    return times.stack.busy if isinstance(times, Roofline) else 1.0
 
 
 def _messages(sent: list[Message], groups: tuple[str, ...], figure: str, way: str) -> Any:

@@ -154,11 +154,14 @@ def _experts(own: Divided, moe: MoE, net: Network, formats: ExchangeFormats) -> 
 
 
 def _expert_tensor(own: Divided, moe: MoE, net: Network, symbols: dict[str, Any]) -> list[Message]:
-    """The (token, expert) rows that the GPUs of an expert's parts share: gathered, then summed."""
+    """What the GPUs of an expert's parts share, gathered and then summed: tokens where experts
+    are whole on the group (ep = 1), else the (token, expert) rows that the exchange brought.
+    """
     d = own.degrees
     size = calc(
-        "width*T*each*D*etp",
+        "width*T*D*etp*pick(ep > 1, each, 1)",
         "B",
+        ep=d.ep,
         width=ACTIVATION_BYTES,
         T=own.routed_tokens,
         each=symbols[moe.each],
@@ -168,7 +171,7 @@ def _expert_tensor(own: Divided, moe: MoE, net: Network, symbols: dict[str, Any]
     inside = net.inside(d.etp, 1)
     return [
         collective(net, op, "etp", size, d.etp, inside, 1, 1)
-        for op in ("all_gather", "reduce_scatter")  # type: ignore[misc]
+        for op in ("all_gather", "reduce_scatter")
     ]
 
 
@@ -194,4 +197,3 @@ def _exchange(
     upper = calc("(a/up + b/out)*slowest + latency", "s", slowest=slowest, **links)
     size = bare(traffic.total_sent)
     return Message(name, "ep", size, n, inside, up, out, lower, seconds, upper, *times)
-

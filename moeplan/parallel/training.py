@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from moeplan.arrays import is_array, np
 from moeplan.calc import calc, value
 from moeplan.cluster.hardware import Cluster, all_in_power, price, prices
-from moeplan.cluster.layout import NUMBERS, Layout, check, legal, rules
+from moeplan.cluster.layout import NUMBERS, Layout
 from moeplan.cluster.network import Collectives, Network
+from moeplan.cluster.rules import Rule, check, legal, rules
 from moeplan.estimation.flops import forward
 from moeplan.estimation.memory import optimizer_named
 from moeplan.model.spec import ModelSpec
@@ -19,11 +19,12 @@ from moeplan.model.workload import Workload
 from moeplan.parallel.account import account_named
 from moeplan.parallel.divide import Degrees, Divided, widths
 from moeplan.parallel.jobs import TrainingJob
+from moeplan.parallel.lookup import CHUNK, Tables, piece_counts, some
 from moeplan.parallel.optime import Roofline, RowTimes, stack_named
-from moeplan.parallel.stages import Pieces, Rank, places, ranks
 from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
-from moeplan.parallel.step import StepInputs, training_step
-from moeplan.parallel.table import COLUMNS, Coster, PieceCost
+from moeplan.parallel.stages import Pieces, Rank, places, ranks
+from moeplan.parallel.step import StepInputs, data_groups, step_memory, training_step
+from moeplan.parallel.table import Coster, PieceCost
 from moeplan.quantity import Number, Quantity, Source, plain
 from moeplan.units import parse
 
@@ -32,8 +33,6 @@ __all__ = ["BINDS", "TrainingPlan", "evaluate_training", "explain_training"]
 BINDS = ("compute", "tensor parallel", "all-to-all", "context parallel", "pipeline sends",
          "data parallel", "bubble", "recomputation", "optimizer", "memory")  # fmt: skip
 _BINDING = ("compute", "tp", "ep", "cp", "pp", "dp", "bubble", "recompute", "optimizer")
-_TABLE_KEYS = ("tp", "cp", "ep", "etp", "microbatch")
-_CHUNK = 16384  # layouts at a time: the arrays at work then stay in the processor's cache
 
 
 def evaluate_training(
@@ -84,7 +83,7 @@ class TrainingPlan:
         reported = cluster.gpu.memory_reported
         self.capacity = cluster.gpu.memory_bytes if reported is None else reported
         self.sequence = plain(job.sequence)
-        self._kept_tables: dict[Any, _Tables] = {}
+        self._kept_tables: dict[Any, Tables] = {}
         self.flops = {mask: self._flops(mask) for mask in ("causal", "full")}
 
     def _flops(self, mask: Any) -> Number:
@@ -106,7 +105,7 @@ class TrainingPlan:
             out |= {"E": moe.values["E"], "F": moe.values["F"]}
         return out
 
-    def rules(self, layout: Layout) -> Any:
+    def rules(self, layout: Layout) -> list[Rule]:
         """The rules of this model under a layout's kinds."""
         return rules(layout, self.widths, experts=self.spec.moe is not None)
 
@@ -127,23 +126,65 @@ class TrainingPlan:
         check(layout, self.rules(layout), **self.facts(gpus))
         return self._one(layout.explained, explained=True)
 
+    def by_rank(self, layout: Layout, gpus: Any = None) -> list[dict[str, Any]]:
+        """Memory of every pipeline rank of one layout: parameters (dense, experts), the parts of
+        memory, the pieces it holds, and those whose activations are alive at its peak.
+        """
+        check(layout, self.rules(layout), **self.facts(gpus))
+        v = dict(layout.values)
+        costs = self.costs(layout, v, explained=False)
+        given = self._inputs(layout, v)
+        groups = data_groups(given)
+        out: dict[int, dict[str, Any]] = {}
+        for rank in self.rank_list(layout):
+            looked = self._looked(layout, costs, (rank,), self.rank_list(layout))
+            sums = self.sums(layout, looked, gathers=v["zero"] >= 3)
+            found: dict[str, Any] = {"rank": rank.number}
+            step_memory(given, sums, groups, found)
+            found |= {"dense": sums["dense", 0], "experts": sums["experts", 0]}
+            names = [p.name for p in self.pieces.all]
+            found["held"] = {n: x for n, x in zip(names, rank.held, strict=True) if x}
+            share = min(v["m"], rank.depth) / rank.depth
+            found["alive"] = {n: x * share for n, x in zip(names, rank.alive, strict=True) if x}
+            if rank.number not in out or found["memory"] > out[rank.number]["memory"]:
+                out[rank.number] = found
+        return list(out.values())
+
+    def rank_list(self, layout: Layout) -> tuple[Rank, ...]:
+        """The pipeline ranks of one layout."""
+        bare = layout.values
+        return ranks(
+            *self.stage_key,
+            int(bare["pp"]),
+            int(bare["vpp"]),
+            layout.split,
+            layout.schedule,
+            _rounds(layout, bare),
+        )
+
+    def _looked(
+        self,
+        layout: Layout,
+        costs: list[PieceCost],
+        found: tuple[Rank, ...],
+        every: tuple[Rank, ...],
+    ) -> Looked:
+        return Looked(
+            column=lambda name, k: costs[k].numbers[name],
+            held=[some(r.held) for r in found],
+            alive=[some(r.alive) for r in found],
+            depth=[r.depth for r in found],
+            rank=[r.number for r in found],
+            count=piece_counts(every, layout),
+            names=[p.name for p in self.pieces.all],
+        )
+
     def _one(self, layout: Layout, *, explained: bool) -> dict[str, Any]:
         v = _numbers(layout) if explained else dict(layout.values)
         costs = self.costs(layout, v, explained=explained)
-        bare = layout.values
-        every = ranks(*self._stage_key(layout), int(bare["pp"]), int(bare["vpp"]), layout.split,
-                      layout.schedule, _rounds(layout, bare))  # fmt: skip
-        found = places(every)
-        looked = Looked(
-            column=lambda name, k: costs[k].numbers[name],
-            held=[_some(r.held) for r in found],
-            alive=[_some(r.alive) for r in found],
-            depth=[r.depth for r in found],
-            rank=[r.index for r in found],
-            count=_count(every, layout),
-            names=[p.name for p in self.pieces.all],
-        )
-        sums = self.sums(layout, looked, gathers=bare["zero"] >= 3)
+        every = self.rank_list(layout)
+        looked = self._looked(layout, costs, places(every), every)
+        sums = self.sums(layout, looked, gathers=layout.values["zero"] >= 3)
         out = self._finish(layout, v, training_step(self._inputs(layout, v), sums))
         if explained:
             out["pieces"] = {
@@ -168,7 +209,10 @@ class TrainingPlan:
         sequence = job.sequence if explained else self.sequence
         work = Workload("train", B=1, S=self.sequence, C=self.sequence)
         degrees = Degrees(
-            *(v[name] for name in ("tp", "cp", "ep", "etp")),
+            tp=v["tp"],
+            cp=v["cp"],
+            ep=v["ep"],
+            etp=v["etp"],
             B=v["microbatch"],
             S=sequence,
             C=sequence,
@@ -195,7 +239,9 @@ class TrainingPlan:
             hidden if explained else hidden.value,
         )
 
-    def _stage_key(self, layout: Layout) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+    @property
+    def stage_key(self) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+        """What ranks depend on besides a layout: the order of layers, the pieces, MTP modules."""
         return self.pieces.order, self.pieces.roles, self.pieces.modules
 
     # ------------------------------------------------------------------------------- money
@@ -272,11 +318,12 @@ class TrainingPlan:
         good = self._mask(layout, flat)
         at = np.flatnonzero(good)
         tables = self._tables(layout)
-        many = replace(layout, **{name: flat[name][at] for name in NUMBERS})
-        sums, row = tables.prepare(many.values) if at.size else (None, None)
+        many = layout.at({name: flat[name][at] for name in NUMBERS})
         out: dict[str, Any] = {}
-        for start in range(0, at.size, _CHUNK):
-            part = slice(start, start + _CHUNK)
+        if at.size:
+            sums, row = tables.prepare(many.values)
+        for start in range(0, at.size, CHUNK):
+            part = slice(start, start + CHUNK)
             v = {name: a[part] for name, a in many.values.items()}
             step = training_step(self._inputs(layout, v), sums.take(row[part]))
             answer = self._finish(layout, v, step)
@@ -292,19 +339,19 @@ class TrainingPlan:
         """Which layouts break no rule."""
         size = flat["tp"].size
         good = np.zeros(size, dtype=bool)
-        for start in range(0, size, _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, size, CHUNK):
+            part = slice(start, start + CHUNK)
             chunk = {name: a[part] for name, a in flat.items()}
             count = chunk.pop("gpus")
-            good[part] = self.legal(replace(layout, **chunk), count)
+            good[part] = self.legal(layout.at(chunk), count)
         return good
 
-    def _tables(self, layout: Layout) -> _Tables:
+    def _tables(self, layout: Layout) -> Tables:
         """The tables of a layout's kinds, kept for the next call."""
         kinds = (layout.sp, layout.schedule, layout.recompute, layout.selective, layout.overlap,
                  layout.order, layout.split)  # fmt: skip
         if kinds not in self._kept_tables:
-            self._kept_tables[kinds] = _Tables(self, layout)
+            self._kept_tables[kinds] = Tables(self, layout)
         return self._kept_tables[kinds]
 
 
@@ -333,148 +380,3 @@ def _rounds(layout: Layout, v: dict[str, Any]) -> int:
     if layout.schedule != "interleaved":
         return 0
     return int(v["pp"]) * (1 if v["m"] == v["pp"] else 3)
-
-
-def _some(vector: Sequence[float]) -> list[Any]:
-    return [n if n else None for n in vector]
-
-
-def _count(every: Sequence[Rank], layout: Layout) -> list[Any]:
-    """How often the model's ranks run each piece for a microbatch."""
-    seen: dict[int, Rank] = {r.index: r for r in every}
-    share = 0.5 if layout.schedule == "dualpipe" else 1
-    sums = [share * sum(n) for n in zip(*(r.held for r in seen.values()), strict=True)]
-    return [n if n else None for n in sums]
-
-
-@lru_cache(maxsize=64)
-def _columns() -> dict[str, int]:
-    return {name: i for i, name in enumerate(COLUMNS)}
-
-
-class _Tables:
-    """Tables of pieces and ranks, filled as combinations of degrees turn up."""
-
-    def __init__(self, plan: TrainingPlan, layout: Layout) -> None:
-        self.plan, self.layout = plan, layout
-        self.pieces = _Index(len(_TABLE_KEYS))
-        self.places = _Index(3)
-        self.numbers: Any = None
-        self.rank_rows: list[Any] = []
-
-    def prepare(self, v: dict[str, Any]) -> tuple[RankSums, Any]:
-        """Sums for each different combination of both tables' rows, and each layout's place."""
-        rows = self.pieces.find([v[name] for name in _TABLE_KEYS], self._fill)
-        rounds = 0 * v["pp"]
-        if self.layout.schedule == "interleaved":
-            rounds = np.where(v["m"] == v["pp"], 1.0, 3.0)
-        at = self.places.find([v["pp"], v["vpp"], rounds], self._fill_ranks)
-        pair, place = np.unique(rows * len(self.rank_rows) + at, return_inverse=True)
-        size = len(self.rank_rows)
-        gathers = bool((v["zero"] >= 3).any())
-        found = []
-        for start in range(0, pair.size, _CHUNK):
-            part = pair[start : start + _CHUNK]
-            looked = self._look(part // size, part % size)
-            found.append(self.plan.sums(self.layout, looked, gathers=gathers))
-        numbers = {
-            name: np.concatenate(
-                [np.broadcast_to(s[name], (min(_CHUNK, pair.size - i * _CHUNK),))
-                 for i, s in enumerate(found)]
-            )
-            for name in found[0].numbers
-        }  # fmt: skip
-        return RankSums(numbers, found[0].count), place
-
-    def _look(self, rows: Any, at: Any) -> Looked:
-        """Both tables' rows."""
-        held, alive, depth, index, count = self.rank_arrays
-        columns, numbers = _columns(), self.numbers
-
-        def column(name: str, k: int) -> Any:
-            return numbers[columns[name], k].take(rows)
-
-        memo: dict[tuple[str, int], Any] = {}
-
-        def cached(name: str, k: int) -> Any:
-            if (name, k) not in memo:
-                memo[name, k] = column(name, k)
-            return memo[name, k]
-
-        def vectors(table: Any) -> list[list[Any]]:
-            return [
-                [t.take(at) if t.any() else None for t in table[c]] for c in range(len(table))
-            ]
-
-        return Looked(
-            cached,
-            vectors(held),
-            vectors(alive),
-            [d.take(at) for d in depth],
-            [i.take(at) for i in index],
-            [t.take(at) if t.any() else None for t in count],
-            [p.name for p in self.plan.pieces.all],
-        )
-
-    def _fill(self, keys: Any) -> None:
-        v = dict(zip(_TABLE_KEYS, keys.T, strict=True))
-        costs = self.plan.costs(self.layout, v, explained=False)
-        n = len(keys)
-        new = np.empty((len(COLUMNS), len(costs), n))
-        for q, name in enumerate(COLUMNS):
-            for k, cost in enumerate(costs):
-                new[q, k] = cost.numbers[name]
-        old = self.numbers
-        self.numbers = new if old is None else np.concatenate([old, new], axis=2)
-
-    def _fill_ranks(self, keys: Any) -> None:
-        layout = self.layout
-        for pp, vpp, full in keys:
-            key = self.plan._stage_key(layout)
-            every = ranks(*key, int(pp), int(vpp), layout.split, layout.schedule,
-                          int(pp * full))  # fmt: skip
-            self.rank_rows.append((places(every), _count(every, layout)))
-        most = max(len(found) for found, _ in self.rank_rows)
-        pieces, n = len(self.plan.pieces.all), len(self.rank_rows)
-        held, alive = np.zeros((most, pieces, n)), np.zeros((most, pieces, n))
-        depth, index, count = np.ones((most, n)), np.zeros((most, n)), np.zeros((pieces, n))
-        for i, (found, counts) in enumerate(self.rank_rows):
-            count[:, i] = [c or 0 for c in counts]
-            for c, rank in enumerate(found):
-                held[c, :, i], alive[c, :, i] = rank.held, rank.alive
-                depth[c, i], index[c, i] = rank.depth, rank.index
-        self.rank_arrays = held, alive, depth, index, count
-
-
-class _Index:
-    """Rows of combinations of numbers, each given a place when it first turns up."""
-
-    def __init__(self, width: int) -> None:
-        self.known: dict[tuple[float, ...], int] = {}
-        self.codes = np.empty(0, dtype=np.int64)
-        self.order = np.empty(0, dtype=np.int64)
-        self.width = width
-
-    def find(self, columns: Sequence[Any], fill: Callable[[Any], None]) -> Any:
-        """The place of each row; `fill` is called with the rows that are new."""
-        rows = np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.int64)
-        code = rows[:, 0].copy()
-        for i in range(1, self.width):
-            code = code * _RADIX + rows[:, i]
-        at = np.searchsorted(self.codes, code)
-        missing = np.ones(code.shape, dtype=bool)
-        inside = at < self.codes.size
-        missing[inside] = self.codes[at[inside]] != code[inside]
-        if missing.any():
-            new, first = np.unique(code[missing], return_index=True)
-            fill(rows[missing][first].astype(np.float64))
-            base = self.codes.size
-            codes = np.concatenate([self.codes, new])
-            place = np.concatenate([self.order, base + np.arange(new.size)])
-            sort = np.argsort(codes)
-            self.codes, self.order = codes[sort], place[sort]
-            at = np.searchsorted(self.codes, code)
-        return self.order[at]
-
-
-_RADIX = 1 << 12  # degrees and microbatches below 4096: five of them fit an int64

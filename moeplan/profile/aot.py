@@ -1,7 +1,7 @@
 """Compile the Triton kernels for a Hopper GPU without one, and show what they take.
 
-`python -m moeplan.profile.aot` prints registers, spilled bytes and shared memory of each kernel in
-bf16, and exits with 1 where one spills. It needs triton and the tools in its wheel, no GPU and no
+`python -m moeplan.profile.aot` prints registers, spilled bytes and shared memory of each variant of
+each kernel in bf16 (with `--first` of one variant each), and exits with 1 where one spills. It needs triton and the tools in its wheel, no GPU and no
 torch built for CUDA.
 """
 
@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,11 +84,11 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return found["REG"], found["STACK"] + found["LOCAL"]
 
 
-def compile_all() -> Iterator[Usage]:
-    """Compile every variant for sm_90, one after the other."""
+def compile_all(*, first: bool = False) -> Iterator[Usage]:
+    """Compile every variant, or each kernel's first, for sm_90, one after the other."""
     for name, (variants, pointers) in VARIANTS.items():
         kernel = getattr(kernels, name)
-        for own in variants:
+        for own in variants[:1] if first else variants:
             blocks = {block: size for block, size in _BLOCKS.items() if block in kernel.arg_names}
             constants = {**blocks, **own}
             compiled = triton.compile(_source(kernel, constants, pointers), target=TARGET)
@@ -97,16 +97,16 @@ def compile_all() -> Iterator[Usage]:
             yield Usage(name, shown, registers, spilled, compiled.metadata.shared)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print the table; 1 where a kernel spills."""
-    row = "{:26} {:44} {:>9} {:>7} {:>7}"
+    row = "{:25} {:55} {:>9} {:>7} {:>6}"
     print(row.format("kernel", "constants", "registers", "spilled", "shared"))
     spilled = 0
-    for usage in compile_all():
-        print(row.format(*usage))
+    for usage in compile_all(first="--first" in arguments):
+        print(row.format(*usage), flush=True)
         spilled += usage.spilled_bytes
     return 1 if spilled else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

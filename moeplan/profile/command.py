@@ -22,7 +22,8 @@ from moeplan.profile.predict import dtype_bytes
 from moeplan.profile.record import Direction, Settings
 from moeplan.profile.suite import GPU_SECONDS, QUICK_SIZES, SIZES, Part, one_model, suite
 from moeplan.profile.validate import GATES, Band, Validation, validate
-from moeplan.profile.view import error_tables, record_tables, summary
+from moeplan.profile.view import record_tables, summary
+from moeplan.profile.view_errors import error_tables
 from moeplan.report.tables import Table
 from moeplan.units import parse
 

@@ -64,6 +64,7 @@ def row_dots(x_TD: Tensor, y_RD: Tensor, place_TK: Tensor) -> Tensor:
     for k in range(place_TK.shape[1]):
         row_TD = y_RD.index_select(0, place_TK[:, k]).float()
         torch.sum(row_TD.mul_(wide_TD), -1, out=dots_TK[:, k])
+        del row_TD  # before the next is made
     return dots_TK
 
 

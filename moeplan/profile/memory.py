@@ -102,7 +102,7 @@ class _Walk:
         return elements * self.w
 
     def _keeps_input(self, name: str) -> bool:
-        return bool(self.ops[name].kept) and not (name == "combine" and self.weigh_input)
+        return bool(self.ops[name].kept)
 
     def _note(self, stage: Stage, name: str, more: Number) -> None:
         """Record a phase: what was alive when it began, and what it makes and needs."""
@@ -198,6 +198,7 @@ class _Walk:
             copies = _FP32 * (self.TD + self.ED) + _larger(_FP32 * self.TD, of_weights)
             copies = copies - self.ED * self.w
         gradients = self.TD * self.w + self._weight_gradients("router")
+        self.alive["routing"] = self.TD * self.w if self.block.router_scales else 0
         self._note("backward", "router", _FP32 * self.TE + copies + gradients)
 
     def _step_back(self, name: str, before: str | None) -> None:
@@ -206,7 +207,8 @@ class _Walk:
             return
         d_input = self.TD * self.w if before is None else self._output(before)
         d_weights = self._weight_gradients(name)
-        self._note("backward", name, d_input + d_weights + self._needs_backward(name))
+        makes = d_input + d_weights + self._needs_backward(name)
+        self._note("backward", name, _larger(makes, self._needs_bias(name)))
         self.alive["d_weights"] = self.alive["d_weights"] + d_weights
         if before is None or name == "shared_gate":
             self.alive["d_x"] = self.TD * self.w  # one buffer, added up
@@ -218,6 +220,16 @@ class _Walk:
             self.alive["routing"] = self.alive["routing"] + self.R * _FP32
         self.alive["d_output"] = d_input if before is not None else 0
 
+    def _needs_bias(self, name: str) -> Number:
+        """What an expert's bias takes for its own gradient, before the other gradients are made."""
+        if not (self.block.expert_bias and self.ops[name].kind == "grouped_linear"):
+            return 0
+        elements = evaluate(self.ops[name].write, self.env)
+        bias = [w.elements for w in self.ops[name].weights if not w.matmul]
+        sums = sum(evaluate(size, self.env) for size in bias) * (_FP32 + self.w)
+        copy = _FP32 * elements if self.half else 0
+        return sums + (copy + _INT32 * self.R if self.eager else 0)
+
     def _weight_gradients(self, name: str) -> Number:
         return sum(self._weight(weight) for weight in self.ops[name].weights)
 
@@ -228,8 +240,12 @@ class _Walk:
         if not self.eager:
             return 0
         if name == "combine":
-            copy = self.TL * (_FP32 + (self.w if self.half else 0))
-            return 0 if self.weigh_input else copy + self.R * _FP32
+            if self.weigh_input:
+                return 0
+            # weighed copies of a choice's rows; or, before there are any, the weights' gradients
+            copies = self.TL * (_FP32 + (self.w if self.half else 0))
+            dots = self.TL * (2 * _FP32 + self.w if self.half else _FP32)
+            return self.R * _FP32 + _larger(copies, dots - self.env["k"] * self.TL * self.w)
         if name == "permute" and self.weigh_input:
             return self.TL * (2 * _FP32 + self.w if self.half else _FP32) + self.R * _FP32
         if name == "permute":

@@ -39,9 +39,8 @@ DTYPES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Number formats that layers are measured in, with the bytes of an element."""
 
 UNCALIBRATED = (
-    "No calibration for this device and backend: the prediction takes the roofs measured in this "
-    "run as reached in full, so expect it to be too fast, by 20 to 30 % on large GPU cases and by "
-    "more where passes are small or the CPU is at work."
+    "No calibration for this device and backend: the prediction assumes that the measured roofs "
+    "are reached in full. Expect it to be too fast, by 20 to 30 % on a GPU and by more on a CPU."
 )
 
 LAUNCHES: Mapping[Stage, Mapping[str, int]] = {

@@ -1,16 +1,15 @@
-"""Tables of records and of their errors: at most 80 columns wide, several where one is not enough."""
+"""Tables of a record: at most 80 columns wide, several where one is not enough."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from moeplan.profile.record import Case, OpPrediction, Phase, Record, Roof, quantile
-from moeplan.profile.validate import SHARE, Errors, Validation
+from moeplan.profile.record import Case, Check, OpPrediction, Phase, Record, Roof, quantile
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_flops, fmt_rate, fmt_time
 
-__all__ = ["case_tables", "error_tables", "record_tables", "summary"]
+__all__ = ["case_tables", "percent", "record_tables", "summary"]
 
 WORD = Column("", "left")
 
@@ -25,7 +24,7 @@ def record_tables(record: Record, *, detail: bool = False) -> list[Table]:
         tables.append(_checks(record))
     cases = list(record.measured())
     if cases:
-        tables += [_layers(record, cases), _speed(cases)]
+        tables += [_layers(cases), _speed(cases), _rows(cases)]
         for case in cases if detail else _largest(cases):
             tables += case_tables(case)
     left = [case for case in record.cases if case.state != "measured"]
@@ -36,9 +35,9 @@ def record_tables(record: Record, *, detail: bool = False) -> list[Table]:
 
 def _device(record: Record) -> Table:
     device, versions, clocks = record.device, record.versions, record.device.clocks
-    units = "threads" if device.kind == "cpu" else "multiprocessors"
+    units = "thread" if device.kind == "cpu" else "multiprocessor"
     lines = [
-        f"{device.name}, {device.units} {units}, {fmt_bytes(device.memory_bytes, binary=True)} "
+        f"{device.name}, {device.units} {units}{'s' if device.units != 1 else ''}, {fmt_bytes(device.memory_bytes, binary=True)} "
         f"memory, {fmt_bytes(device.cache_bytes, binary=True)} cache ({device.cache_source})",
         ", ".join(
             f"{name} {value}"
@@ -89,20 +88,24 @@ def _roof_value(roof: Roof, sample: float) -> str:
 
 def _checks(record: Record) -> Table:
     table = Table(
-        "Correctness against the fp32 reference, before timing",
-        [Column("subject", "left"), Column("backend", "left"), Column("sizes", "left"),
-         Column("output"), Column("gradients"), Column("allowed")],
+        "Correctness against the fp32 reference, before timing: largest relative L2 error",
+        [Column("backend", "left"), Column("checks"), Column("output"), Column("gradients"),
+         Column("allowed"), Column("", "left")],
     )  # fmt: skip
+    groups: dict[tuple[str, str, float], list[Check]] = {}
     for check in record.checks:
-        worst = max(check.gradient_errors.values(), default=None)
+        groups.setdefault((check.subject, check.backend, check.tolerance), []).append(check)
+    for (subject, backend, allowed), checks in groups.items():
+        gradients = [max(c.gradient_errors.values()) for c in checks if c.gradient_errors]
+        wrong = [c.sizes for c in checks if not c.passed]
         table.rows.append(
             (
-                check.subject,
-                check.backend,
-                f"{check.sizes}{'' if check.passed else ': FAILED'}",
-                f"{check.output_error:.0e}",
-                "–" if worst is None else f"{worst:.0e}",
-                f"{check.tolerance:.0e}",
+                backend if len(record.subjects) == 1 else f"{subject}, {backend}",
+                str(len(checks)),
+                f"{max(c.output_error for c in checks):.0e}",
+                f"{max(gradients):.0e}" if gradients else "–",
+                f"{allowed:.0e}",
+                f"FAILED: {', '.join(wrong)}" if wrong else "passed",
             )
         )
     return table
@@ -117,7 +120,8 @@ def _largest(cases: Sequence[Case]) -> list[Case]:
     return list(best.values())
 
 
-def _percent(value: float | None, signed: bool = False) -> str:
+def percent(value: float | None, signed: bool = False) -> str:
+    """A share in percent; from tenfold on as a factor."""
     if value is None:
         return "–"
     if abs(value) >= 9.995:
@@ -137,17 +141,34 @@ def _passes(case: Case) -> str:
     return "fwd" if case.direction == "forward" else "fwd+bwd"
 
 
-def _names_subjects(cases: Sequence[Case]) -> bool:
-    return len({case.subject for case in cases}) > 1
+def _varying(cases: Sequence[Case]) -> list[str]:
+    """The fields that tell these cases apart, beside tokens and direction."""
+    names = ("subject", "routing", "backend", "dtype")
+    return [name for name in names if len({getattr(case, name) for case in cases}) > 1]
 
 
-def _layers(record: Record, cases: Sequence[Case]) -> Table:
+def _who(case: Case, varying: Sequence[str]) -> list[str]:
+    """The first cells of a case's row."""
+    return [*(getattr(case, name) for name in varying), f"{case.tokens:,}", _passes(case)]
+
+
+def _who_columns(varying: Sequence[str]) -> list[Column]:
+    return [*(Column(name, "left") for name in varying), Column("tokens"), Column("pass", "left")]
+
+
+def _same(cases: Sequence[Case], varying: Sequence[str]) -> str:
+    """What all cases have in common, for a title."""
+    names = ("routing", "backend", "dtype")
+    return ", ".join(getattr(cases[0], name) for name in names if name not in varying)
+
+
+def _layers(cases: Sequence[Case]) -> Table:
+    varying = _varying(cases)
     table = Table(
-        "Layers: predicted before the run, measured, and the share of the roof that was reached",
-        [Column("tokens"), Column("pass", "left"), Column("routing", "left"), Column("predicted"),
-         Column("measured"), Column("p10 to p90"), Column("error"), Column("roof")],
+        f"Layer ({_same(cases, varying)}): predicted before the run, and measured",
+        [*_who_columns(varying), Column("predicted"), Column("measured"),
+         *([] if varying else [Column("p10"), Column("p90")]), Column("error"), Column("roof")],
     )  # fmt: skip
-    many = _names_subjects(cases)
     for case in cases:
         prediction, found = case.prediction, case.measured
         assert prediction is not None
@@ -156,27 +177,26 @@ def _layers(record: Record, cases: Sequence[Case]) -> Table:
         low, high = (fmt_time(quantile(samples, q)) for q in (0.1, 0.9))
         table.rows.append(
             (
-                f"{case.tokens:,}",
-                _passes(case),
-                case.routing if not many else f"{case.subject}, {case.routing}",
+                *_who(case, varying),
                 fmt_time(prediction.expected),
                 fmt_time(time),
-                _range(low, high),
-                _percent(_error(prediction.expected, time), signed=True),
-                _percent(_share(prediction.floor, time)),
+                *([] if varying else [low, high]),
+                percent(_error(prediction.expected, time), signed=True),
+                percent(_share(prediction.floor, time)),
             )
         )
     clocks = sorted({case.measured.clock for case in cases if case.measured is not None})
-    table.notes.append(f"measured: {' or '.join(_CLOCKS[c] for c in clocks)}, median; {_ROOF}")
-    table.notes += list(dict.fromkeys(c.prediction.note for c in cases if c.prediction and c.prediction.note))
+    table.notes.append(f"measured: {' or '.join(_CLOCKS[c] for c in clocks)}, median. {_ROOF}")
+    notes = (case.prediction.note for case in cases if case.prediction is not None)
+    table.notes += [note for note in dict.fromkeys(notes) if note]
     table.notes += _flags(cases)
     return table
 
 
-def _range(low: str, high: str) -> str:
-    """Two quantities with their unit once where it is the same."""
-    first, unit = low.rsplit(" ", 1)
-    return f"{first} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
+def _bound(ops: Sequence[OpPrediction]) -> str:
+    """What takes longest in all rows together."""
+    times = {name: sum(getattr(op, name) for op in ops) for name in ("compute", "memory", "launch")}
+    return max(times, key=lambda name: times[name])
 
 
 _CLOCKS = {
@@ -184,7 +204,7 @@ _CLOCKS = {
     "kernels": "sum of kernel times",
     "eager": "wall clock of a plain call",
 }
-_ROOF = "roof: floor at the measured roofs over measured"
+_ROOF = "Roof: the least time that the measured roofs allow, over the measured time."
 
 
 def _flags(cases: Sequence[Case]) -> list[str]:
@@ -202,32 +222,60 @@ def _flags(cases: Sequence[Case]) -> list[str]:
 
 
 def _speed(cases: Sequence[Case]) -> Table:
+    varying = _varying(cases)
     table = Table(
-        "Layers: work, other clocks and memory",
-        [Column("tokens"), Column("pass", "left"), Column("FLOPs"), Column("FLOP/s"),
-         Column("experts"), Column("most rows"), Column("peak predicted"), Column("measured")],
+        "Layer: work, and peak memory",
+        [*_who_columns(varying), *([] if varying else [Column("FLOPs"), Column("bytes")]),
+         Column("FLOP/s"), Column("bound", "left"), Column("memory"), Column("error")],
     )  # fmt: skip
     for case in cases:
         prediction, found = case.prediction, case.measured
         assert prediction is not None
         assert found is not None
-        flops = sum(op.flops for op in prediction.ops)
-        peak = "–" if found.peak_bytes is None else fmt_bytes(found.peak_bytes)
+        flops, moved = (sum(getattr(op, n) for op in prediction.ops) for n in ("flops", "bytes"))
+        peak, amounts = found.peak_bytes, [_short(fmt_flops(flops)), fmt_bytes(moved)]
         table.rows.append(
             (
-                f"{case.tokens:,}",
-                _passes(case),
-                fmt_flops(flops).removesuffix("FLOP").strip(),
-                fmt_rate(flops / found.layer.median, "FLOP").removesuffix("FLOP/s").strip(),
-                f"{sum(1 for rows in case.rows_per_expert if rows)} of {len(case.rows_per_expert)}",
-                f"{max(case.rows_per_expert):,}",
-                fmt_bytes(prediction.peak_bytes),
-                peak,
+                *_who(case, varying),
+                *([] if varying else amounts),
+                _short(fmt_rate(flops / found.layer.median, "FLOP")),
+                _bound(prediction.ops),
+                "–" if peak is None else fmt_bytes(peak),
+                "–" if peak is None else f"{prediction.peak_bytes / peak - 1:+.2%}",
             )
         )
     sources = sorted({c.measured.peak_source for c in cases if c.measured is not None})
-    table.notes.append(f"experts: those that got a row; peak measured: {', '.join(sources)}")
+    table.notes.append(f"memory: measured peak ({', '.join(sources)}), and error of the predicted one")
     table.notes += _other_clocks(cases)
+    return table
+
+
+def _short(text: str) -> str:
+    """A quantity without the unit that stands in the heading."""
+    return text.removesuffix("/s").removesuffix("FLOP").strip()
+
+
+def _rows(cases: Sequence[Case]) -> Table:
+    """The histogram of rows per expert in a few figures, once for each way of routing."""
+    varying = [name for name in _varying(cases) if name in ("subject", "routing")]
+    table = Table(
+        "Rows per expert, as run",
+        [*(Column(name, "left") for name in varying), Column("tokens"), Column("experts used"),
+         Column("mean"), Column("median"), Column("p90"), Column("most")],
+    )  # fmt: skip
+    for case in {(c.subject, c.tokens, c.routing): c for c in cases}.values():
+        rows = case.rows_per_expert
+        table.rows.append(
+            (
+                *(getattr(case, name) for name in varying),
+                f"{case.tokens:,}",
+                f"{sum(1 for n in rows if n)} of {len(rows)}",
+                f"{sum(rows) / len(rows):,.2f}",
+                f"{quantile(rows, 0.5):,.0f}",
+                f"{quantile(rows, 0.9):,.0f}",
+                f"{max(rows):,}",
+            )
+        )
     return table
 
 
@@ -270,13 +318,13 @@ def case_tables(case: Case) -> list[Table]:
         "layer",
         fmt_time(prediction.expected),
         fmt_time(layer),
-        _percent(_error(prediction.expected, layer), signed=True),
-        _percent(_share(prediction.floor, layer)),
+        percent(_error(prediction.expected, layer), signed=True),
+        percent(_share(prediction.floor, layer)),
         "",
     )
     flops, moved = (sum(getattr(op, what) for op, _ in joined) for what in ("flops", "bytes"))
     work.total = ("layer", fmt_flops(flops), fmt_bytes(moved), fmt_rate(flops / layer, "FLOP"), fmt_rate(moved / layer))  # fmt: skip
-    times.notes.append(f"ops by {case.measured.phase_clock}; layer − ops: {fmt_time(between)}; {_ROOF}")
+    times.notes.append(f"ops by {case.measured.phase_clock}; layer − ops: {fmt_time(between)}. {_ROOF}")
     work.title = "Work of the same ops"
     work.notes.append(
         f"peak memory: predicted {fmt_bytes(prediction.peak_bytes)}, measured "
@@ -296,8 +344,8 @@ def _times(name: str, op: OpPrediction, phase: Phase) -> Sequence[str]:
         name,
         fmt_time(op.expected),
         fmt_time(time),
-        _percent(_error(op.expected, time), signed=True),
-        _percent(_share(op.floor, time)),
+        percent(_error(op.expected, time), signed=True),
+        percent(_share(op.floor, time)),
         op.bound,
     )
 
@@ -320,58 +368,6 @@ def _left_out(cases: Sequence[Case]) -> Table:
         state = "interrupted" if case.state == "running" else case.state
         table.rows.append((case.label, state, case.reason or "the run ended here"))
     return table
-
-
-# --------------------------------------------------------------------------------- errors
-def error_tables(found: Validation) -> list[Table]:
-    """Errors per op and per layer, and the verdict."""
-    columns = [Column("", "left"), Column("points"), Column("mean"), Column("median"),
-               Column("p90"), Column("bias")]  # fmt: skip
-    ops = Table("Ops: error of the prediction (predicted/measured − 1)", columns)
-    for (name, stage), errors in found.ops.items():
-        label = name if stage == "forward" else f"{name} bwd"
-        ops.rows.append((label, *_cells(errors)))
-    ops.total = ("all ops", *_cells(found.all_ops))
-    if found.left_out:
-        ops.notes.append(
-            f"{found.left_out} points below {SHARE:.0%} of their layer count in the layer alone"
-        )
-    layers = Table("Layers", columns)
-    for subject, errors in found.layers.items():
-        layers.rows.append((subject, *_cells(errors)))
-    layers.total = ("all layers", *_cells(found.whole))
-    if found.peak is not None:
-        layers.notes.append(
-            f"peak memory: mean error {found.peak.mean:.2%}, bias {found.peak.bias:+.2%} "
-            f"over {found.peak.count} cases"
-        )
-    layers.notes.append(f"spread of samples within a case, p10 to p90: {found.spread:.0%} (median)")
-    if found.between is not None:
-        layers.notes.append(f"spread of medians between runs: {found.between:.0%} (median)")
-    devices = ", ".join(dict.fromkeys(record.device.name for record in found.records))
-    methods = dict.fromkeys(c.prediction.method for r in found.records for c in r.measured() if c.prediction)
-    verdict = Table(
-        "Verdict",
-        [],
-        notes=[
-            f"{len(found.records)} record{'s' if len(found.records) != 1 else ''} on {devices}; "
-            f"predictions: {', '.join(methods)}",
-            *(f"PAST THE BAND: {breach}" for breach in found.breaches),
-        ],
-    )
-    if not found.breaches:
-        verdict.notes.append("all figures keep the band")
-    return [ops, layers, verdict]
-
-
-def _cells(errors: Errors) -> tuple[str, ...]:
-    return (
-        str(errors.count),
-        _percent(errors.mean),
-        _percent(errors.median),
-        _percent(errors.p90),
-        _percent(errors.bias, signed=True),
-    )
 
 
 def summary(record: Record) -> dict[str, Any]:

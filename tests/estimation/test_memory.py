@@ -24,6 +24,7 @@ from moeplan.estimation.parameters import count, parameters
 from moeplan.families import read_config
 from moeplan.model.formats import FORMATS
 from moeplan.model.spec import ModelSpec
+from moeplan.model.residual import HyperCollapse
 from moeplan.model.workload import Workload
 from moeplan.presets import preset
 from moeplan.quantity import Quantity
@@ -346,8 +347,9 @@ def test_activations_scale_and_recomputation_only_removes(name: str) -> None:
 
 @pytest.mark.parametrize("name", READABLE)
 def test_full_recomputation_keeps_the_layers_input(name: str) -> None:
-    """Two bytes for each value of the residual stream, and nothing else."""
+    """Two bytes for each value of the residual stream (or streams), and nothing else."""
     spec = spec_of(name)
-    width = spec.hidden.value
+    mixed = spec.first(HyperCollapse)
+    width = spec.hidden.value * (1 if mixed is None else mixed.values["hc"])
     for layer in activations(spec, Workload("train", B=3, S=256, C=256)):
         assert layer["full"].value == 2 * 3 * 256 * width, layer["name"]

@@ -279,7 +279,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"num_key_value_heads": 8, "num_local_experts": 3, "tie_word_embeddings": True},
     ],
     "nemotron_h": [
-        NEMOTRON | {"hybrid_override_pattern": "M*E-M", "mlp_bias": True, "n_group": 4, "topk_group": 2},
+        NEMOTRON
+        | {"hybrid_override_pattern": "M*E-M", "mlp_bias": True, "n_group": 4, "topk_group": 2},
         NEMOTRON
         | {
             "hybrid_override_pattern": DROP,

@@ -1,0 +1,72 @@
+"""The speed limit that an interconnect sets to decoding (DeepSeek-V3, arXiv 2505.09343, 2.3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moeplan.model.spec import ModelSpec
+from moeplan.quantity import Quantity, Source, derive
+
+__all__ = ["decode_speed_limit", "model_speed_limit", "paper_speed_limit"]
+
+
+def decode_speed_limit(
+    tokens: Any,
+    experts: Any,
+    hidden: Any,
+    layers: Any,
+    bandwidth: Any,
+    *,
+    dispatch: Any = 1,
+    combine: Any = 2,
+    microbatches: Any = 2,
+) -> dict[str, Quantity]:
+    """The least time per output token where nothing but the exchange takes time.
+
+    tokens: a GPU's, per step. experts: rows that a token sends (k, and the shared expert where it
+    is sent to like the others). hidden: values of a row. bandwidth: B/s. dispatch, combine: bytes
+    a value. microbatches: two, of which one's exchange runs under the other's compute, so that
+    both exchanges follow each other. Returns exchange (s, of a layer), step (s), rate (tokens/s).
+    """
+    given = {
+        "tokens": tokens, "experts": experts, "hidden": hidden, "layers": layers,
+        "bandwidth": bandwidth, "dispatch": dispatch, "combine": combine,
+        "microbatches": microbatches,
+    }  # fmt: skip
+    q = {n: x if isinstance(x, Quantity) else Quantity.given(x, symbol=n) for n, x in given.items()}
+    exchange = derive(
+        "(dispatch + combine)*tokens*experts*hidden/bandwidth",
+        "s",
+        dispatch=q["dispatch"],
+        combine=q["combine"],
+        tokens=q["tokens"],
+        experts=q["experts"],
+        hidden=q["hidden"],
+        bandwidth=q["bandwidth"],
+    )
+    step = derive(
+        "microbatches*layers*exchange", "s", microbatches=q["microbatches"], layers=q["layers"],
+        exchange=exchange,
+    )  # fmt: skip
+    return {
+        "exchange": exchange,
+        "step": step,
+        "rate": derive("1/step", "tokens/s", step=step),
+    }
+
+
+def paper_speed_limit(bandwidth: Any = 50e9) -> dict[str, Quantity]:
+    """The paper's own example: 32 tokens, 8 routed and 1 shared expert, 7000 values, 61 layers."""
+    source = Source("datasheet", "arXiv 2505.09343, 2.3.2")
+    figures = {"tokens": 32, "experts": 9, "hidden": 7000, "layers": 61}
+    given = {name: Quantity.given(x, "", name, source) for name, x in figures.items()}
+    return decode_speed_limit(**given, bandwidth=bandwidth)
+
+
+def model_speed_limit(spec: ModelSpec, tokens: Any, bandwidth: Any) -> dict[str, Quantity]:
+    """The same for a model's real numbers: its width, its k routed experts, its MoE layers."""
+    moe = spec.moe
+    assert moe is not None
+    return decode_speed_limit(
+        tokens, moe.symbols["k"], moe.symbols[moe.width], spec.moe_layers, bandwidth
+    )
