@@ -5,8 +5,8 @@
 FOLDER holds training_throughput.csv. A step is the rows of the model on one GPU by calibration, the
 collectives of tensor and expert parallelism one after the other with them, and the bubble of the
 pipeline; data-parallel traffic and the optimizer are taken as hidden. What the software adds is one
-factor per stack, the geometric mean of measured / predicted on every other row; the errors are those
-of the rest. Every GPU here but the H200 has assumed op times (datasheet ratios).
+factor per stack, the geometric mean of measured / predicted time on every other row; the errors are
+those of the rest. None of these GPUs is an H200, so all op times are assumed (datasheet ratios).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -151,7 +152,8 @@ def _step(row: dict[str, str], name: str) -> Line:
     slots = (microbatches + (pp - 1) / chunks) / pp
     speeds = [gbs * seq / gpus / (slots * seconds) for seconds in once]
     layout = f"TP{tp} PP{pp} EP{ep} VP{chunks} MBS{mbs}"
-    what = f"{row['container'].split()[0]} {name}, {gpus} x {row['system'][4:]} {number_format} {layout}"
+    where = f"{gpus} x {row['system'][4:]} {number_format}"
+    what = f"{row['container'].split()[0]} {name}, {where} {layout}"
     return Line("Megatron-Bridge", what, float(row["tok_s_gpu"]), speeds[1], speeds[2], speeds[0])
 
 
@@ -166,13 +168,36 @@ def serving() -> Iterator[Line]:
         yield Line(f"{s.stack} serving", what, s.per_node / 8, speeds[1], speeds[2], speeds[0])
 
 
-def factors(found: list[Line]) -> dict[str, float]:
-    """Software overhead of each stack: measured / predicted time on every other of its rows."""
-    stacks = dict.fromkeys(line.stack for line in found)
-    return {
-        stack: float(np.exp(np.mean(np.log([r.ratio for r in found if r.stack == stack][::2]))))
-        for stack in stacks
-    }
+def judged(found: list[Line]) -> list[dict[str, Any]]:
+    """Each line with its stack's factor; `error` is None where the line made the factor.
+
+    A factor is the geometric mean of measured / predicted time on every other line of its stack.
+    """
+    out = []
+    for stack in dict.fromkeys(line.stack for line in found):
+        own = [line for line in found if line.stack == stack]
+        factor = float(np.exp(np.mean(np.log([line.ratio for line in own[::2]]))))
+        for place, line in enumerate(own):
+            speed = line.predicted / factor
+            error = speed / line.published - 1 if place % 2 else None
+            out.append({**asdict(line), "factor": factor, "with_factor": speed, "error": error})
+    return out
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each stack."""
+    out = []
+    for stack in dict.fromkeys(row["stack"] for row in rows):
+        errors = np.abs(
+            [r["error"] for r in rows if r["stack"] == stack and r["error"] is not None]
+        )
+        factor = next(row["factor"] for row in rows if row["stack"] == stack)
+        out.append(
+            f"{stack}: software factor {factor:.2f}; on {errors.size} rows that were not used for "
+            f"it, the error is {errors.mean():.0%} in the mean and {np.median(errors):.0%} in the "
+            "median"
+        )
+    return out
 
 
 def main() -> None:
@@ -181,30 +206,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where training_throughput.csv lies")
     parser.add_argument("--json", type=Path, help="write the rows there too")
     options = parser.parse_args()
-    found = [*training(options.folder), *serving()]
-    factor = factors(found)
-    print(
-        f"{'tokens a second and GPU':78}{'published':>10}{'ops alone':>11}{'with factor':>12}{'error':>8}"
-    )
-    seen: dict[str, int] = {}
-    errors: dict[str, list[float]] = {}
-    for line in found:
-        place = seen[line.stack] = seen.get(line.stack, -1) + 1
-        speed = line.predicted / factor[line.stack]
-        error = speed / line.published - 1
-        used = "fitted" if place % 2 == 0 else f"{error:+.0%}"
-        if place % 2:
-            errors.setdefault(line.stack, []).append(error)
-        print(
-            f"{line.what:78}{line.published:>10,.0f}{line.predicted:>11,.0f}{speed:>12,.0f}{used:>8}"
-        )
-    for stack, each in errors.items():
-        print(
-            f"{stack}: software factor {factor[stack]:.2f}; on the {len(each)} other rows the error "
-            f"is {np.mean(np.abs(each)):.0%} in the mean, {np.median(np.abs(each)):.0%} in the median"
-        )
+    rows = judged([*training(options.folder), *serving()])
+    print(f"{'tokens a second and GPU':78}{'published':>10}{'ops':>8}{'x factor':>10}{'error':>8}")
+    for row in rows:
+        error = "used" if row["error"] is None else f"{row['error']:+.0%}"
+        numbers = f"{row['published']:>10,.0f}{row['predicted']:>8,.0f}{row['with_factor']:>10,.0f}"
+        print(f"{row['what']:78}{numbers}{error:>8}")
+    print("", *summary(rows), sep="\n")
     if options.json:
-        rows = [{**asdict(line), "factor": factor[line.stack]} for line in found]
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

@@ -224,6 +224,27 @@ def explain(
 
 
 @app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A config.json, or a folder that holds one.")],
+    as_json: Json = False,
+    markdown: Markdown = False,
+    as_csv: Csv = False,
+) -> None:
+    """Compare an estimate with the checkpoint beside its config, or with transformers' model."""
+    from moeplan.check import check as compare_with
+    from moeplan.report.check import check_tables
+
+    output = _output(as_json, markdown, as_csv)
+    found = compare_with(path)
+    if output == "json":
+        _print_json(found.to_dict())
+    else:
+        _show(check_tables(found), output)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
 def presets(
     search: Annotated[str, typer.Option(help="Words that a preset must hold.")] = "",
     as_json: Json = False,

@@ -37,7 +37,15 @@ FOREIGN = frozenset(("ernie",))
 # Wrappers whose conversion table only fits the whole model; others build their text model.
 WHOLE = frozenset(("gemma4", "llama4"))
 OTHER_PARTS = re.compile(
-    r"(^|\.)(vision_model|vision_tower|embed_vision|multi_modal_projector|visual)\."
+    r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
+    r"audio_tower|talker|code2wav)\."
+)
+# Prefixes of older files that the tables put before newer ones on the way back.
+OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
+LLAVA = ((r"^language_model\.model\.model\.", "language_model.model.", "an older file's prefix"),)
+THINKER = (
+    (r"^(thinker\.model\.)?thinker\.language_model\.model\.", "thinker.model.", "the same"),
+    (r"^thinker\.model\.thinker\.", "thinker.", "the same"),
 )
 # What transformers' names become in the released checkpoint, where its conversion table does not
 # lead back to them: (pattern, replacement or None for a tensor that no checkpoint has, reason).
@@ -48,9 +56,13 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
         (r"^model\.", "", "released names have no prefix"),
         (r"\.attn\.norm\.", ".attn.kv_norm.", "two names become one, and one of them comes back"),
     ),
-    "gemma4": (
-        (r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),
-    ),
+    "aria": LLAVA,
+    "gemma4": OLDER,
+    "glm4v_moe": OLDER,
+    "mistral3": LLAVA,
+    "qwen3_omni_moe": THINKER,
+    "qwen3_omni_moe_thinker": THINKER,
+    "qwen3_vl_moe": OLDER,
     "minimax": (
         (r"\.(slope_rate|(query|key|diagonal)_decay)$", None, "decays follow from a layer's place"),
     ),
@@ -58,6 +70,9 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
 # Experts that transformers allocates and never reads: LongCat's zero-computation experts get gate
 # and up projections (not down projections); the released checkpoint has none of them.
 ALLOCATED = {"longcat_flash": (r"\.experts\.\{e\}\.(gate|up)_proj\.weight$", "n_routed_experts")}
+# Stacked experts that the released files hold as [in, out]: the conversion table turns them when it
+# reads such a file and does not turn them back.
+TURNED = {"qwen3_vl_moe": r"\.experts\.(gate_up|down)_proj$"}
 # Keys that say how weights are stored or loaded, not what they are.
 STORAGE = (
     "quantization_config",
@@ -175,6 +190,8 @@ def _theirs(text: str) -> dict[str, Tensor]:
             if OTHER_PARTS.search(name) or (released := _released(config, name)) is None:
                 continue
             of = tied and _released(config, tied)
+            if re.search(TURNED.get(config["model_type"], "$^"), name):
+                shape = (shape[0], shape[2], shape[1])
             out[released] = Tensor(shape, _copies(config, name, copies), buffer, of)
     return out
 

@@ -16,7 +16,7 @@ from moeplan.estimation.scenario import DEFAULTS
 from moeplan.load import load_model
 from moeplan.model.ffn import MoE
 from moeplan.quantity import Quantity
-from tests.test_cli import MIXTRAL
+from tests.commands import MIXTRAL
 
 
 def total(model: Any, **scenario: Any) -> int:

@@ -9,49 +9,24 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from moeplan import cli
 from moeplan._version import __version__
+from tests.commands import Ran, Run, checkpoint, runner
 from tests.reading import ONE_OF_EACH_FAMILY
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UPDATE = os.environ.get("MOEPLAN_UPDATE_SNAPSHOTS") == "1"
 
 
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process, at a width."""
-
-    def command(*arguments: str, columns: int = 80) -> Ran:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(sys, "argv", ["moeplan", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        done = capsys.readouterr()
-        return Ran(code, done.out, done.err)
-
-    return command
+    return runner(monkeypatch, capsys)
 
 
 # ------------------------------------------------------------------------------------ snapshots
@@ -61,7 +36,7 @@ def same(name: str, text: str) -> None:
     text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
     if UPDATE:
         path.write_text(text, encoding="utf-8")
-    assert path.is_file(), f"no snapshot {path.name}: run with MOEPLAN_UPDATE_SNAPSHOTS=1 and read it"
+    assert path.is_file(), f"no {path.name}: run with MOEPLAN_UPDATE_SNAPSHOTS=1 and read it"
     assert text == path.read_text(encoding="utf-8")
 
 
@@ -257,25 +232,10 @@ def test_markdown_says_what_the_terminal_says(run: Run) -> None:
 
 
 # ---------------------------------------------------------------------------------------- input
-MIXTRAL = {
-    "model_type": "mixtral",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "vocab_size": 100,
-    "tie_word_embeddings": False,
-}
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a config.json, as a checkpoint has it."""
-    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
-    return tmp_path
+    return checkpoint(tmp_path)
 
 
 def test_a_model_is_named_in_four_ways(run: Run, folder: Path) -> None:
@@ -337,100 +297,6 @@ def test_explain_takes_the_same_settings(run: Run) -> None:
     assert run("explain", "mixtral", "kv_cache.bytes", "--depth", "0").out.count("\n") == 1
 
 
-# --------------------------------------------------------------------------------------- errors
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("estimate", "mixtrall"), "did you mean 'mixtral'"),
-        (("estimate", "--preset", "depseek-v3"), "did you mean 'deepseek-v3'"),
-        (("estimate", "--preset", "../../etc"), "is unknown"),
-        (("estimate",), "nothing was given"),
-        (("estimate", "mixtral", "--preset", "mixtral"), "several was given"),
-        (("estimate", "--preset", "mixtral", "--config", "x.json"), "several was given"),
-        (("estimate", "--config", "nowhere/config.json"), "no such file"),
-        (("estimate", "mixtral", "--context", "12q"), "--context"),
-        (("estimate", "mixtral", "--context", "4.5"), "--context"),
-        (("estimate", "mixtral", "--context", "-1"), "--context"),
-        (("estimate", "mixtral", "--context", "0"), "--context is 0"),
-        (("estimate", "mixtral", "--context", "9" * 30), "--context is too large"),
-        (("estimate", "mixtral", "--batch", "0"), "--batch is 0"),
-        (("estimate", "mixtral", "--batch", "9" * 400), "--batch is too large"),
-        (("estimate", "mixtral", "--imbalance", "0.5"), "--imbalance is 0.5"),
-        (("estimate", "mixtral", "--imbalance", "nan"), "--imbalance is nan"),
-        (("estimate", "mixtral", "--imbalance", "inf"), "--imbalance is too large"),
-        (("estimate", "mixtral", "--gpu", "h20O"), "did you mean 'h20'"),
-        (("estimate", "mixtral", "--gpu", "none.toml"), "none.toml"),
-        (("estimate", "mixtral", "--weights", "fp9"), "did you mean 'fp8'"),
-        (("estimate", "mixtral", "--cache", "bf61"), "did you mean 'bf16'"),
-        (("estimate", "mixtral", "--attention", "causl"), "did you mean 'causal'"),
-        (("estimate", "mixtral", "--policy", "per-nodes"), "did you mean 'per-node'"),
-        (("estimate", "llama-3.1-8b", "--dispatch", "fp6"), "--dispatch"),
-        (("estimate", "mixtral", "--optimizer", "adam"), "optimizer 'adam'"),
-        (("estimate", "mixtral", "--price", "rentl"), "did you mean 'rental'"),
-        (("estimate", "mixtral", "--price", "2"), "dollars start with '$'"),
-        (("estimate", "mixtral", "--ep", "3"), "nearest ep that divides is 2"),
-        (("estimate", "mixtral", "--ep", "4", "--node", "3"), "do not fit"),
-        (("estimate", "mixtral", "--json", "--csv"), "exclude each other"),
-        (("estimate", "mixtral", "--markdown", "--json"), "exclude each other"),
-        (("explain", "mixtral", "params.totl"), "did you mean 'total'"),
-        (("explain", "mixtral", "params.total.x"), "holds nothing below it"),
-        (("hardware", "--gpu", "h300"), "no GPU 'h300'"),
-        (("presets", "--json", "--csv"), "exclude each other"),
-    ],
-)
-def test_a_mistake_is_one_sentence(run: Run, arguments: tuple[str, ...], said: str) -> None:
-    _one_sentence(run(*arguments), said)
-
-
-def _one_sentence(done: Ran, said: str) -> None:
-    assert done.code == 2
-    assert done.out == ""
-    (line,) = done.err.splitlines()
-    assert line.startswith("moeplan: ")
-    assert said in line
-    assert "Traceback" not in line
-    assert len(line) < 1000
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", "not valid JSON"),
-        ("", "not valid JSON"),
-        ("[1]", "expected an object"),
-        ("\0\x01", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("{}", "model_type"),
-        (json.dumps(MIXTRAL | {"model_type": "mixtrl"}), "did you mean 'mixtral'"),
-        (json.dumps(MIXTRAL | {"num_experts_per_tok": 9}), "num_experts_per_tok is 9"),
-        (json.dumps(MIXTRAL | {"num_local_experts": "8"}), "num_local_experts is '8'"),
-        (json.dumps({k: v for k, v in MIXTRAL.items() if k != "hidden_size"}), "hidden_size is missing"),
-    ],
-)
-def test_a_broken_file_is_one_sentence(run: Run, folder: Path, text: str, said: str) -> None:
-    file = folder / "config.json"
-    file.write_text(text)
-    done = run("estimate", "--config", str(folder))
-    _one_sentence(done, said)
-    assert "config.json" in done.err or str(folder) in done.err
-
-
-def test_a_folder_without_a_config_and_a_file_that_is_no_text(run: Run, tmp_path: Path) -> None:
-    _one_sentence(run("estimate", "--config", str(tmp_path)), "holds no config.json")
-    binary = tmp_path / "weights.json"
-    binary.write_bytes(b"\xff\xfe\x00\x80")
-    _one_sentence(run("estimate", str(binary)), "cannot be read as text")
-
-
-@pytest.mark.parametrize("arguments", [("estimat",), ("estimate", "--bogus"), ("explain", "mixtral")])
-def test_what_the_parser_refuses(run: Run, arguments: tuple[str, ...]) -> None:
-    done = run(*arguments)
-    assert done.code == 2
-    assert done.out == ""
-    assert "Usage: moeplan" in done.err
-    assert "Traceback" not in done.err
-
-
 # ------------------------------------------------------------------------- the program as such
 COMMANDS = ("estimate", "compare", "explain", "presets", "hardware", "schema")
 
@@ -481,7 +347,7 @@ def test_neither_torch_nor_matplotlib_is_loaded() -> None:
         "for name in ('torch', 'transformers', 'matplotlib', 'pyarrow'): sys.modules[name] = None\n"
         "from moeplan.cli import main\n"
         "for words in (['estimate', 'mixtral'], ['explain', 'mixtral', 'params.total'],\n"
-        "              ['presets'], ['hardware'], ['schema'], ['compare', 'mixtral', 'qwen3-30b']):\n"
+        "        ['presets'], ['hardware'], ['schema'], ['compare', 'mixtral', 'qwen3-30b']):\n"
         "    sys.argv = ['moeplan', *words]\n"
         "    try: main()\n"
         "    except SystemExit as e: assert not e.code, words\n"

@@ -90,23 +90,22 @@ def test_functions_of_formulas(a: int, b: int) -> None:
     assert exact == pytest.approx(float(Fraction(a, b)))
 
 
-@given(st.lists(st.tuples(st.integers(-10**6, 10**6), st.integers(1, 10**6)), min_size=1, max_size=9))
+points_of_two = st.tuples(st.integers(-(10**6), 10**6), st.integers(1, 10**6))
+
+
+@given(st.lists(points_of_two, min_size=1, max_size=9))
 def test_functions_of_arrays_are_those_of_numbers(points: list[tuple[int, int]]) -> None:
     columns = {"a": plain([a for a, _ in points]), "b": plain([b for _, b in points])}
-    for text in ("ceil_div(a, b)", "min(a, b, 7)", "max(a, b)", "half(a)", "per(a, b)", "ceil(a/b)"):
+    texts = ("ceil_div(a, b)", "min(a, b, 7)", "max(a, b)", "half(a)", "per(a, b)", "ceil(a/b)")
+    for text in texts:
         together = evaluate(text, columns)
         apart = [evaluate(text, {"a": a, "b": b}) for a, b in points]
         assert together == pytest.approx([float(x) for x in apart], rel=1e-15), text
 
 
-@pytest.mark.parametrize(
-    "text", ["__import__('os')", "open('x')", "().__class__.__bases__", "print(1)", "len"]
-)
-def test_a_formula_reaches_nothing_outside(text: str) -> None:
-    """Formulas are our own text; still, no builtin is in reach of one."""
-    if text.startswith("()"):
-        assert compile_formula(text)[1] == ("__class__", "__bases__")  # asked of the inputs, if ever
-        return
+@pytest.mark.parametrize("text", ["__import__('os')", "open('x')", "print(1)", "len"])
+def test_a_formula_reaches_no_builtin(text: str) -> None:
+    """Formulas are our own text; still, a slip must not do anything."""
     with pytest.raises(NameError):
         evaluate(text, {})
 

@@ -35,6 +35,8 @@ MOE_PARTS = (
 """Rows of an MoE block whose times are parts of the MoE op's ("experts_up" without a gate)."""
 
 ELEMENT = 2  # bytes of bf16
+EAGER_LAUNCH = 6e-6  # seconds of host time for a kernel that torch launches; assumed
+KERNELS = {"select": 6, "grouped_linear": 2}  # of a row; one where its kind is not here
 BACKWARD = 3.0  # forward and backward of a matmul or an element-wise row, in forwards
 ATTENTION_BACKWARD = 3.5  # the backward pass of attention computes the scores again
 _SPLIT = {"column": "n", "row": "k", "heads": "n", "vocab": "n"}
@@ -61,13 +63,15 @@ class Degrees(NamedTuple):
 
     tp: tensor parallelism. ep: ranks among which the experts are divided; each brings as many
     tokens as the pass has. distribution: as in `moeplan.calibration.loads`. training: rows stand
-    for forward and backward.
+    for forward and backward. eager: kernels are launched one by one and not from a CUDA graph, so
+    that a row takes at least its kernels' launches.
     """
 
     tp: int = 1
     ep: int = 1
     distribution: str = "uniform"
     training: bool = False
+    eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class _Timer:
         seconds = fit.model.seconds(features, fit.constants)
         times = banded(points, fit, seconds, features, found.device)
         factor = passes if self.degrees.training else 1.0
-        return self._made(row, times, times.expected, factor, found, fit.origin)
+        return self._made(row, times, np.ones(1), factor, found, fit.origin)
 
     def _part(self, row: Row, name: str) -> RowTime:
         found = self.calibrations["moe"]
@@ -157,7 +161,7 @@ class _Timer:
             self._moe[key] = self._moe_op(row, found)
         parts, whole = self._moe[key]
         factor = BACKWARD if self.degrees.training else 1.0
-        return self._made(row, whole, parts[name], factor, found, fit.origin)
+        return self._made(row, whole, parts[name] / whole.expected, factor, found, fit.origin)
 
     def _moe_op(self, row: Row, found: Calibration) -> tuple[dict[str, _Array], Predicted]:
         fit = found.fits["moe"]
@@ -168,13 +172,21 @@ class _Timer:
         seconds = np.sum(list(parts.values()), axis=0)
         return parts, banded(points, fit, seconds, features, found.device)
 
-    @staticmethod
     def _made(
-        row: Row, times: Predicted, seconds: _Array, factor: float, found: Calibration, origin: str
+        self,
+        row: Row,
+        times: Predicted,
+        share: _Array,
+        factor: float,
+        found: Calibration,
+        origin: str,
     ) -> RowTime:
-        share = factor * seconds / times.expected
+        """A row that takes the part `share` of a predicted op, in `factor` passes."""
+        kernels = KERNELS.get(row.op.kind, 1) if self.degrees.eager else 0
+        least = factor * kernels * EAGER_LAUNCH
         lower, expected, upper = (
-            _plain(share * t) for t in (times.lower, times.expected, times.upper)
+            _plain(np.maximum(factor * share * seconds, least))
+            for seconds in (times.lower, times.expected, times.upper)
         )
         outside = " ".join(
             sorted({w for text in set(times.outside.tolist()) for w in text.split()})

@@ -15,12 +15,24 @@ from moeplan.calibration.moe import FusedMoE, GroupedGemm
 from moeplan.calibration.optime import Device, OpModel
 from moeplan.calibration.simple import Attention, Bytes
 from moeplan.errors import UserError, near_miss
+from moeplan.quantity import Quantity, Source
 
-__all__ = ["MODELS", "SCHEMA", "Calibration", "OpFit", "calibration", "names", "save"]
+__all__ = [
+    "MODELS",
+    "SCHEMA",
+    "Calibration",
+    "OpFit",
+    "bias_sentence",
+    "calibration",
+    "names",
+    "save",
+]
 
 SCHEMA = 1
 FOLDER = Path(__file__).parents[1] / "data" / "calibrations"
 Origin: TypeAlias = Literal["measured", "assumed"]
+
+_TITLES = {"moe": "fused MoE ops", "gemm": "dense GEMMs", "grouped": "grouped GEMMs"}
 
 MODELS: Mapping[str, OpModel] = {
     model.kind: model for model in (FusedMoE(), DenseGemm(), GroupedGemm(), Bytes(), Attention())
@@ -61,6 +73,15 @@ class OpFit:
         found = by_name.get(regime, by_name.get(ALL))
         low, high = (0.7, 1.5) if found is None else (min(found.low, 1.0), max(found.high, 1.0))
         return low**self.widen, high**self.widen
+
+    def quantities(self, source: str) -> dict[str, Quantity]:
+        """The constants with unit, meaning and origin, for explanations."""
+        where = Source(self.origin, self.note or source)
+        known = self.model.constants
+        return {
+            name: Quantity.given(value, known[name].unit, name, where, known[name].meaning)
+            for name, value in self.constants.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: each constant with its unit and meaning."""
@@ -149,6 +170,17 @@ def calibration(name: str) -> Calibration:
             f"that `moeplan calibrate` wrote{near_miss(name, names())}"
         )
     return _read(FOLDER / f"{name}.json")
+
+
+def bias_sentence() -> str:
+    """What to expect of a roofline where there is no calibration: its error where there is one."""
+    parts = []
+    for name in names():
+        for kind, fit in calibration(name).fits.items():
+            if fit.errors and fit.origin == "measured":
+                off = f"{fit.errors[-1].floor_median:.0%}"
+                parts.append(f"{off} in the median on {_TITLES.get(kind, kind)} ({name})")
+    return "No calibration: the datasheet's roofline is too fast; it was off by " + ", ".join(parts)
 
 
 def save(found: Calibration, path: str | Path) -> None:

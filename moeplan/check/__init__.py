@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moeplan.check.compare import Check, Difference, Totals, check_tensors
+from moeplan.check.compare import Check, Totals, check_tensors
+from moeplan.check.differences import Difference
 from moeplan.check.sources import from_files, from_model, packed_bits
 from moeplan.errors import UserError
 from moeplan.load import config_data, load_config

@@ -10,18 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
-from itertools import groupby
-from math import prod
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
+from moeplan.check.differences import Difference, Found, gathered
 from moeplan.check.sources import Source, SourceKind
 from moeplan.check.tensors import Expected, Stored, expected, short, stored
 from moeplan.model.spec import ModelSpec
 
-__all__ = ["Check", "Difference", "Totals", "check_tensors"]
-
-Kind: TypeAlias = Literal["missing", "extra", "shape", "format", "total"]
+__all__ = ["Check", "Totals", "check_tensors"]
 
 # What a file may hold beside weights: values that follow from the config, scales of a cache.
 _COMPUTED = re.compile(
@@ -53,20 +49,6 @@ _TOGETHER = tuple(
         ),
     )
 )
-
-
-class Difference(NamedTuple):
-    """Tensors that differ alike. name: with the numbers that they have in it, such as {0-3}.
-
-    here, there: what the estimate and the source say; hint: what else may explain it.
-    """
-
-    kind: Kind
-    name: str
-    tensors: int
-    here: str
-    there: str
-    hint: str = ""
 
 
 @dataclass
@@ -119,15 +101,6 @@ class Check:
         }
 
 
-class _Found(NamedTuple):
-    """A difference of one tensor."""
-
-    kind: Kind
-    name: str
-    here: str
-    there: str
-
-
 def check_tensors(
     path: str, source: Source, spec: ModelSpec | None, refusal: str | None, bits: Iterable[int]
 ) -> Check:
@@ -168,8 +141,8 @@ class _Comparison:
         self.out, self.source, self.spec = out, source, spec
         self.mine, self.real = expected(spec), dict(held)
         self.used: list[Expected] = []  # tensors of the estimate that the source has, or should
-        self.found: list[_Found] = []
-        self.without_size = 0  # bytes of the source that are no weights of the estimate
+        self.found: list[Found] = []
+        self.beside: int | None = 0  # bytes of the source that are no weights of the estimate
 
     def run(self) -> None:
         """Compare, and write differences, totals and notes into the outcome."""
@@ -183,7 +156,7 @@ class _Comparison:
             sum(one.elements for one in self.used),
             None if self.source.kind == "transformers" else sum(one.size for one in self.used),
         )
-        self.out.differences = _hinted(_folded(self.found))
+        self.out.differences = gathered(self.found)
         self._stated()
 
     # ------------------------------------------------------------------------------- steps
@@ -194,6 +167,7 @@ class _Comparison:
         if self.spec.not_counted:
             others = [name for name in self.real if _OTHER_PARTS.search(name)]
             self._drop(others, f"not counted by the estimate: {'; '.join(self.spec.not_counted)}")
+        self._first_names()
         modules = {name for name, one in self.mine.items() if one.role == "mtp"}
         names = {short(name) for name in self.real}
         if self.source.kind == "transformers" and not any(short(n) in names for n in modules):
@@ -206,14 +180,23 @@ class _Comparison:
                     "transformers does not build"
                 )
 
+    def _first_names(self) -> None:
+        """A tensor that a file holds only under a name that is tied to it, under its own name."""
+        for name, one in self.mine.items():
+            if one.tied in self.mine and one.tied not in self.real and name in self.real:
+                self.real[one.tied] = self.real.pop(name)
+                self.out.notes.append(f"{one.tied} is stored as {name}")
+
     def _drop(self, names: list[str], why: str) -> None:
         if not names:
             return
         gone = [self.real.pop(name) for name in names]
-        self.without_size += sum(one.size or 0 for one in gone)
+        sizes = [one.size for one in gone]
+        known = None if None in sizes else sum(n for n in sizes if n is not None)
+        self.beside = None if known is None or self.beside is None else self.beside + known
         values = [one.elements for one in gone]
-        known = "" if None in values else f", {sum(n for n in values if n is not None):,} values"
-        self.out.notes.append(f"{why} ({_tensors(len(gone))}{known})")
+        words = "" if None in values else f", {sum(n for n in values if n is not None):,} values"
+        self.out.notes.append(f"{why} ({_tensors(len(gone))}{words})")
 
     def _pairs(self, key: Any) -> int:
         """Compare tensors of equal keys, where a key is one tensor's on both sides."""
@@ -240,24 +223,25 @@ class _Comparison:
         self.used.append(a)
         if b.shapes is not None and not _fits(a, b):
             there = " or ".join(str(list(shape)) for shape in b.shapes)
-            self.found.append(_Found("shape", mine, str(list(a.shape)), there))
+            self.found.append(Found("shape", mine, str(list(a.shape)), there))
         elif b.dtype is not None and not _same_format(a, b):
             self.found.append(
-                _Found("format", mine, f"{a.format.name}, {a.size:,} B", f"{b.dtype}, {b.size:,} B")
+                Found("format", mine, f"{a.format.name}, {a.size:,} B", f"{b.dtype}, {b.size:,} B")
             )
         elif b.buffer is not None and b.buffer != a.buffer:
             words = {True: "not trained", False: "trained"}
-            self.found.append(_Found("format", mine, words[a.buffer], words[b.buffer]))
+            self.found.append(Found("format", mine, words[a.buffer], words[b.buffer]))
 
     def _again(self, name: str, a: Expected, b: Stored) -> None:
-        """A tensor that is another one, stored a second time: its bytes count, its values do not."""
-        self.without_size += b.size if b.size is not None else a.size
+        """A tensor that is another one, stored a second time: its bytes count alone."""
+        if self.beside is not None:
+            self.beside += b.size if b.size is not None else a.size
         self.out.notes.append(f"{name} is stored again: it is {a.tied}")
 
     def _together(self) -> None:
         """Compare modules that both sides divide differently, by their numbers and width."""
         units: dict[str, tuple[list[str], list[str]]] = {}
-        for side, names in enumerate((self.mine, self.real)):
+        for side, names in enumerate((list(self.mine), list(self.real))):
             for name in names:
                 for pattern, whole in _TOGETHER:
                     unit, found = pattern.subn(whole, short(name))
@@ -266,7 +250,7 @@ class _Comparison:
                         break
         joined = 0
         for unit, (mine, real) in units.items():
-            if mine and real and len(mine) != len(real):
+            if mine and real and _whole(mine) != _whole(real):
                 joined += 1
                 self._unit(unit, [self.mine.pop(n) for n in mine], [self.real.pop(n) for n in real])
         if joined:
@@ -279,24 +263,26 @@ class _Comparison:
             return
         here = sum(one.elements for one in mine)
         there = sum(one.elements or 0 for one in real)
-        shapes = [one.shape for one in mine] + [one.shapes[0] for one in real if one.shapes]
-        if here != there or not set.intersection(*(set(shape) for shape in shapes)):
-            self.found.append(_Found("shape", unit, f"{here:,} values", f"{there:,} values"))
+        shapes = [set(one.shape) for one in mine] + [
+            set(one.shapes[0]) for one in real if one.shapes
+        ]
+        if here != there or not set.intersection(*shapes):
+            self.found.append(Found("shape", unit, f"{here:,} values", f"{there:,} values"))
             return
         sizes = [one.size for one in real]
         size = sum(n for n in sizes if n is not None)
         if None not in sizes and size != sum(one.size for one in mine):
             own = f"{mine[0].format.name}, {sum(one.size for one in mine):,} B"
-            self.found.append(_Found("format", unit, own, f"{real[0].dtype}, {size:,} B"))
+            self.found.append(Found("format", unit, own, f"{real[0].dtype}, {size:,} B"))
 
     def _left_over(self) -> None:
         for name, one in self.mine.items():
             if one.tied is None:
                 self.used.append(one)
-                self.found.append(_Found("missing", name, str(list(one.shape)), ""))
+                self.found.append(Found("missing", name, str(list(one.shape)), ""))
         for name, there in self.real.items():
             shape = "" if there.shapes is None else str(list(there.shapes[0]))
-            self.found.append(_Found("extra", name, "", shape))
+            self.found.append(Found("extra", name, "", shape))
 
     def _stated(self) -> None:
         """Compare with what an index states of all files together, where no header says it."""
@@ -306,8 +292,10 @@ class _Comparison:
             return
         sizes = [entry.size for entry in self.source.entries.values()]
         if None in sizes:
-            size = here.size + self.without_size
-            where = "all tensors"
+            if self.beside is None:
+                self.out.notes.append("total_size of the index not compared: no header says all")
+                return
+            size, where = here.size + self.beside, "all tensors"
         else:
             size, where = sum(n for n in sizes if n is not None), "headers"
         if size != stated:
@@ -315,6 +303,20 @@ class _Comparison:
                 Difference("total", f"total_size of the index, {where}", len(self.used),
                            f"{size:,} B", f"{stated:,} B")
             )  # fmt: skip
+
+
+_WHOLE = re.compile(
+    r"\.(gate_up_proj|qkv_proj|query_key_value|qkv|Wqkv|wqkv|W_pack)(\.weight|\.bias)?$"
+)
+_ALL_EXPERTS = re.compile(r"\.experts\.(?!(expert_)?\d)")
+
+
+def _whole(names: Iterable[str]) -> tuple[bool, bool]:
+    """Whether names say that parts are one tensor, and that experts are."""
+    return (
+        any(_WHOLE.search(name) for name in names),
+        any(_ALL_EXPERTS.search(name) for name in names),
+    )
 
 
 def _unique(names: Iterable[str], key: Any) -> dict[str, str]:
@@ -358,67 +360,3 @@ def _same_format(a: Expected, b: Stored) -> bool:
     word = re.split(r"[-, ]", a.format.name)[0]
     types = _TYPES.get(word, ("I32",)) + (("I32",) if word.startswith("int") else ())
     return b.size == a.size and b.dtype in types
-
-
-# --------------------------------------------------------------------------------- in words
-_NUMBER = re.compile(r"(?<![^._])\d+(?=\.|$)")
-
-
-def _folded(found: list[_Found]) -> list[Difference]:
-    """Differences that are alike in one line each, with exactly the numbers that they have."""
-    alike: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
-    for one in found:
-        numbers = tuple(int(n) for n in _NUMBER.findall(one.name))
-        key = (one.kind, _NUMBER.sub("{}", one.name), one.here, one.there)
-        alike.setdefault(key, []).append(numbers)
-    out = []
-    for (kind, pattern, here, there), places in alike.items():
-        for sets in _products(sorted(set(places))):
-            name = pattern.replace("{}", "%s") % tuple(_ranges(numbers) for numbers in sets)
-            count = prod(len(numbers) for numbers in sets)
-            out.append(Difference(kind, name, count, here, there))  # type: ignore[arg-type]
-    order = ("missing", "extra", "shape", "format", "total")
-    return sorted(out, key=lambda d: (order.index(d.kind), d.name))
-
-
-def _products(places: list[tuple[int, ...]]) -> list[list[list[int]]]:
-    """Split sorted tuples into products of sets: layers that lack the same experts in one."""
-    if not places[0]:
-        return [[]]
-    below: dict[str, tuple[list[int], list[list[list[int]]]]] = {}
-    for first, rows in groupby(places, key=lambda place: place[0]):
-        rest = _products([row[1:] for row in rows])
-        below.setdefault(repr(rest), ([], rest))[0].append(first)
-    return [[firsts, *sets] for firsts, rest in below.values() for sets in rest]
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`5`, or `{0-3,7}` for several."""
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return text if len(numbers) == 1 else f"{{{text}}}"
-
-
-def _hinted(found: list[Difference]) -> list[Difference]:
-    """Say of a missing tensor which extra one may be it: as many, of one shape, most like it."""
-    extra = [d for d in found if d.kind == "extra"]
-    out = []
-    for one in found:
-        if one.kind == "missing":
-            alike = [
-                e for e in extra if e.tensors == one.tensors and e.there in ("", one.here)
-            ]
-            ratio = [(SequenceMatcher(None, one.name, e.name).ratio(), e.name) for e in alike]
-            best = max(ratio, default=(0.0, ""))
-            if best[0] > _LIKE:
-                one = one._replace(hint=f"is it {best[1]}?")
-        out.append(one)
-    return out
-
-
-_LIKE = 0.6

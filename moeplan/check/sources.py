@@ -7,6 +7,7 @@ installed `transformers` alone: code that comes with a model is never executed.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -202,7 +203,9 @@ def _contiguous(file: Path, places: list[_Place], held: int) -> None:
     at = 0
     for name, _, first, last in sorted(places, key=lambda place: place[2:]):
         if first != at:
-            raise UserError(f"{file}: tensor {name} starts at byte {first:,} of the data, not {at:,}")
+            raise UserError(
+                f"{file}: tensor {name} starts at byte {first:,} of the data, not {at:,}"
+            )
         at = last
     if at != held:
         what = "truncated" if held < at else "followed by something else"
@@ -236,6 +239,18 @@ _LOADING = frozenset(
      "torch_dtype", "transformers_version")
 )  # fmt: skip
 
+# Names of released files where transformers' own table of names does not lead back to them.
+_RELEASED: dict[str, tuple[tuple[str, str], ...]] = {
+    "deepseek_v4": (
+        (r"^model\.embed_tokens\.", "embed."),
+        (r"^model\.hc_head\.hc_", "hc_head_"),
+        (r"\.attn\.norm\.", ".attn.kv_norm."),
+    ),
+}
+# Experts without computation that transformers gives weights, which it never reads and no released
+# file holds: the key that says how many experts compute.
+_IDLE_EXPERTS = {"longcat_flash": "n_routed_experts"}
+
 
 def from_model(data: Mapping[str, Any], path: str) -> Source:
     """The model that the installed transformers builds from a config on torch's meta device.
@@ -259,14 +274,35 @@ def from_model(data: Mapping[str, Any], path: str) -> Source:
             model = cls(config)
         trained, buffers, tied = _tensors(model)
         entries = {
-            name: Entry(tuple(value.shape), buffer=buffer)
+            _released(data, name): Entry(tuple(value.shape), buffer=buffer)
             for values, buffer in ((trained, False), (buffers, True))
             for name, value in _hub_names(model, values).items()
         }
     except Exception as problem:  # whatever a model class raises, it is about this config
         raise UserError(_not_built(path, version, problem)) from None
-    notes = (f"{_count(tied, 'tied tensor')} counted once",) if tied else ()
-    return Source("transformers", f"built by {version} on the meta device", entries, notes=notes)
+    notes = [f"{_count(tied, 'tied tensor')} counted once"] if tied else []
+    idle = [name for name in entries if _idle(data, name)]
+    if idle:
+        for name in idle:
+            del entries[name]
+        notes.append(
+            f"{_count(len(idle), 'tensor')} left out: transformers also gives weights to experts "
+            "without computation, which it never reads"
+        )
+    label = f"built by {version} on the meta device"
+    return Source("transformers", label, entries, notes=tuple(notes))
+
+
+def _released(data: Mapping[str, Any], name: str) -> str:
+    for pattern, replacement in _RELEASED.get(str(data.get("model_type")), ()):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _idle(data: Mapping[str, Any], name: str) -> bool:
+    computing = data.get(_IDLE_EXPERTS.get(str(data.get("model_type")), ""))
+    found = re.search(r"\.experts\.([0-9]{1,9})\.", name)
+    return isinstance(computing, int) and found is not None and int(found[1]) >= computing
 
 
 def _count(number: int, word: str) -> str:
@@ -298,10 +334,10 @@ def _class_for(data: Mapping[str, Any], path: str, version: str) -> tuple[Any, A
     except Exception as problem:  # its checks of keys raise many kinds
         raise UserError(_not_built(path, version, problem)) from None
     for name in data.get("architectures") or ():
-        named = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
-            if named.config_class in (None, type(config)):
-                return named, config
+        named: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+        is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+        if is_model and named.config_class in (None, type(config)):
+            return named, config
     for table in (
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         auto.MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -350,13 +386,13 @@ def _hub_names(model: Any, values: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Neither warnings nor log lines of transformers: what matters is raised."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    level = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
+        theirs.set_verbosity(level)

@@ -128,9 +128,9 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
         node = ep.named("g")  # a group smaller than a node lies in one
     result = all_to_all(
         s.quantity("tokens"),
-        moe.symbols["D"].named("H"),
+        moe.symbols[moe.width].named("H"),
         moe.symbols["E"],
-        moe.symbols["k"],
+        moe.symbols[moe.each].named("k"),  # zero-computation experts are sent nothing
         ep,
         node,
         n_group=_grouping("G", "n_group", moe.routing.groups),

@@ -66,7 +66,7 @@ def _shared_width(c: Config, width: Quantity, *, default: int | None) -> Quantit
     named = [key for key in SHARED if key in c.data]
     if not named and default is None:
         c.int(*SHARED)  # says that the key is missing
-    if named and c.optional(*SHARED) is None:
+    if (named and c.optional(*SHARED) is None) or (not named and default == 0):
         return None
     return (c.int(*SHARED, default=default, symbol="shared") * width).named("Fs")
 

@@ -90,12 +90,14 @@ class Attention(Block):
     def _weight(
         self, which: str, *dims: str, matmul: bool = True, suffix: str = "weight"
     ) -> Weight:
+        # a projection into the queries' latent has no heads to divide
+        divided = matmul and (self.rq is None or which != self.names[0])
         return Weight(
             f"{self.prefix}{which}.{suffix}",
             dims,
             "attention" if matmul or suffix == "bias" else "norms",
             matmul=matmul,
-            shard="row" if which == self.names[3] else "column" if matmul else "none",
+            shard="row" if which == self.names[3] else "column" if divided else "none",
         )
 
     def _projections(self) -> list[tuple[str, Weight, Weight | None]]:

@@ -55,12 +55,23 @@ Keys of `evaluate_serving`
   prefill_share           part of the GPUs (or of the time) that prefill needs
   dollars_per_million_input, dollars_per_million_output
   binds                   index into SERVING_BINDS
+
+A `TrainingPlan` or `ServingPlan` keeps what calls share (tables of pieces): make one where many
+arrays are evaluated. `TrainingPlan.by_rank` and `TrainingPlan.traffic` list one layout's memory by
+pipeline rank and its messages. `disaggregate` joins two serving results, one layout for prefill and
+one for decoding. Layouts are evaluated in pieces of `moeplan.parallel.lookup.CHUNK`; memory grows
+with the results only (about 35 numbers a layout).
 """
 
 from __future__ import annotations
 
 from moeplan.parallel.jobs import Overheads, ServingJob, TrainingJob
-from moeplan.parallel.limits import decode_speed_limit, model_speed_limit, paper_speed_limit
+from moeplan.parallel.limits import (
+    decode_speed_limit,
+    disaggregate,
+    model_speed_limit,
+    paper_speed_limit,
+)
 from moeplan.parallel.serving import (
     SERVING_BINDS,
     ServingPlan,
@@ -78,6 +89,7 @@ __all__ = [
     "TrainingJob",
     "TrainingPlan",
     "decode_speed_limit",
+    "disaggregate",
     "evaluate_serving",
     "evaluate_training",
     "explain_serving",

@@ -30,9 +30,10 @@ from moeplan.quantity import compile_formula
 
 __all__ = ["DIVIDED", "Degrees", "Divided", "OwnRow", "divides", "widths"]
 
-DIVIDED = ("H", "G", "Hk", "Hv", "Hm", "Di", "Go", "F", "Fs", "V")
+DIVIDED = ("H", "G", "Hk", "Hv", "Hm", "Di", "Go", "F", "Fs", "V", "O")
 """Symbols that tensor parallelism divides, as the blocks name them: heads and groups of heads,
-inner widths, FFN widths, the vocabulary. In an MoE block only the shared experts' width is."""
+inner widths, FFN widths, the vocabulary, the output of MTP's projection. In an MoE block only the
+shared experts' width is."""
 
 _FEW = ("G",)  # where tp is larger, several ranks hold the same ones
 _WHAT = {"H": "attention heads", "G": "key-value heads", "Hk": "key heads", "Hv": "value heads",

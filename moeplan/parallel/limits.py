@@ -1,13 +1,17 @@
-"""The speed limit that an interconnect sets to decoding (DeepSeek-V3, arXiv 2505.09343, 2.3.2)."""
+"""Limits and mixes of serving: the speed limit of decoding that an interconnect sets (DeepSeek-V3,
+arXiv 2505.09343, 2.3.2), and prefill and decoding on layouts of their own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from moeplan.model.spec import ModelSpec
-from moeplan.quantity import Quantity, Source, derive
+from moeplan.parallel.jobs import ServingJob
+from moeplan.quantity import Quantity, Source, derive, plain
 
-__all__ = ["decode_speed_limit", "model_speed_limit", "paper_speed_limit"]
+__all__ = ["decode_speed_limit", "disaggregate", "model_speed_limit", "paper_speed_limit"]
 
 
 def decode_speed_limit(
@@ -70,3 +74,26 @@ def model_speed_limit(spec: ModelSpec, tokens: Any, bandwidth: Any) -> dict[str,
     return decode_speed_limit(
         tokens, moe.symbols["k"], moe.symbols[moe.width], spec.moe_layers, bandwidth
     )
+
+
+def disaggregate(
+    prefill: Mapping[str, Any], decode: Mapping[str, Any], job: ServingJob
+) -> dict[str, Any]:
+    """Prefill on one layout and decoding on another, in the ratio in which neither waits.
+
+    Takes two results of `evaluate_serving` (numbers or arrays that broadcast, so that all pairs of
+    two lists of layouts are one call). prefill_share: part of the GPUs that prefill needs.
+    """
+    new = plain(job.input) * (1 - plain(job.cached))
+    first = new / prefill["prefill_tokens_per_second_per_gpu"]
+    then = plain(job.output) / decode["decode_tokens_per_second_per_gpu"]
+    rate = 1 / (first + then)
+    return {
+        "fits": prefill["fits"] & decode["fits"],
+        "ttft": prefill["ttft"],
+        "tpot": decode["tpot"],
+        "prefill_share": first * rate,
+        "requests_per_second_per_gpu": rate,
+        "input_tokens_per_second_per_gpu": rate * plain(job.input),
+        "output_tokens_per_second_per_gpu": rate * plain(job.output),
+    }

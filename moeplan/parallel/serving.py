@@ -366,10 +366,10 @@ class ServingPlan:
         most = out["max_batch"]
         if self.job.batch is not None:
             wanted = plain(self.job.batch)
-            return calc("min(wanted, most)", wanted=wanted, most=most)
+            return calc("max(1, min(wanted, most))", wanted=wanted, most=most)
         limit = self.job.tpot
         if limit is None:
-            return calc("max(most, 0)", most=most)
+            return calc("max(1, most)", most=most)
         limit = plain(limit)
         many = is_array(most) or is_array(limit)
         low = calc("max(1, 0*most)", most=most)

@@ -11,15 +11,23 @@ from typing import Any
 
 from moeplan.calc import add, calc, value
 from moeplan.cluster.layout import Layout, Schedule
-from moeplan.cluster.network import Network, strides
+from moeplan.cluster.network import Collective, Network, strides
 from moeplan.estimation.memory import Optimizer
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.memory import MEMORY_PARTS, owned, rank_memory
 from moeplan.parallel.ranksums import RankSums, argmax, take
 from moeplan.parallel.schedule import bubble
 from moeplan.parallel.table import HIDDEN
+from moeplan.parallel.traffic import Message, collective
 
-__all__ = ["StepInputs", "data_groups", "step_memory", "training_step"]
+__all__ = [
+    "StepInputs",
+    "data_groups",
+    "data_messages",
+    "pipeline_messages",
+    "step_memory",
+    "training_step",
+]
 
 _LINKS = ("tp", "ep", "cp")
 
@@ -163,74 +171,95 @@ def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[s
         )  # fmt: skip
 
 
+def pipeline_messages(given: StepInputs, groups: dict[str, Any]) -> list[Message]:
+    """Activations to the next stage and gradients back, of all chunks and microbatches."""
+    v = given.v
+    size = calc(
+        "2*microbatch*S*D/(cp*tp)",
+        "B",
+        microbatch=v["microbatch"],
+        S=given.job.sequence,
+        D=given.hidden,
+        cp=v["cp"],
+        tp=v["tp"] if given.layout.sp else 1,
+    )
+    times = calc("pick(pp > 1, m*vpp, 0)", "", pp=v["pp"], m=v["m"], vpp=v["vpp"])
+    inside = groups["pp inside"]
+    return [collective(given.net, "send", "pp", size, v["pp"], inside, times, times)]
+
+
 def _pipeline(given: StepInputs, groups: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """Seconds of sends between stages: exposed, without overlap; bytes a step by tier.
 
     The chain of sends that the first microbatch's forward and the last one's backward pass make is
     always waited for.
     """
-    v, net = given.v, given.net
-    tp = v["tp"] if given.layout.sp else 1
-    size = calc(
-        "2*microbatch*S*D/(cp*tp)", "B", microbatch=v["microbatch"], S=given.job.sequence,
-        D=given.hidden, cp=v["cp"], tp=tp,
-    )  # fmt: skip
-    inside = groups["pp inside"]
-    each = net.seconds("send", size, v["pp"], inside)
-    hidden = HIDDEN[given.layout.overlap]["pp"]
-    common = {"each": each, "m": v["m"], "vpp": v["vpp"], "pp": v["pp"]}
-    chain = calc("2*(pp - 1)*each", "s", each=each, pp=v["pp"])
-    free = calc("pick(pp > 1, 2*m*vpp*each, 0)", "s", **common)
-    exposed = chain if hidden else calc("chain + free", "s", chain=chain, free=free)
-    sent = calc("pick(pp > 1, 2*m*vpp*size, 0)", "B", pp=v["pp"], m=v["m"], vpp=v["vpp"], size=size)
-    out = calc("pick(inside >= pp, 0, sent)", "B", inside=inside, pp=v["pp"], sent=sent)
-    return (
-        exposed,
-        calc("chain + free", "s", chain=chain, free=free),
-        {"out": out, "up": calc("sent - out", "B", sent=sent, out=out)},
-    )
+    v = given.v
+    (send,) = pipeline_messages(given, groups)
+    chain = calc("2*(pp - 1)*each", "s", each=send.seconds, pp=v["pp"])
+    free = calc("2*times*each", "s", times=send.forward, each=send.seconds)
+    both = calc("chain + free", "s", chain=chain, free=free)
+    exposed = chain if HIDDEN[given.layout.overlap]["pp"] else both
+    sent = {
+        tier: calc("2*times*size", "B", times=send.forward, size=getattr(send, tier))
+        for tier in ("up", "out")
+    }
+    return exposed, both, sent
 
 
-def _data_parallel(
-    given: StepInputs, groups: dict[str, Any], sums: RankSums
-) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Seconds of gradients and parameters over data parallelism, how many of them are hidden,
-    seconds of the optimizer, and bytes a step by tier; of the rank that takes longest.
+def data_messages(given: StepInputs, groups: dict[str, Any], sums: RankSums) -> list[Message]:
+    """Gradients and parameters over data parallelism, with their times a step, of the rank that
+    holds most. Without ZeRO gradients are all-reduced: reduce-scattered and gathered.
     """
     v, o = given.v, given.optimizer
     zero, m = v["zero"], v["m"]
     reduces = calc("pick(zero >= 2, m, pick(zero >= 1, 1, 2))", "", zero=zero, m=m)
     gathers = calc("pick(zero >= 3, 2*m, pick(zero >= 1, 1, 0))", "", zero=zero, m=m)
-    dense, experts = sums["most_dense"], sums["most_experts"]
-    seconds: dict[str, Any] = {}
-    sent: dict[str, dict[str, Any]] = {"up": {}, "out": {}}
-    for name, elements in (("dense", dense), ("edp", experts)):
-        n, inside = groups[name], groups[f"{name} inside"]
-        for what, op, each, times in (
-            ("gradients", "reduce_scatter", o.gradients, reduces),
-            ("parameters", "all_gather", o.weights, gathers),
-        ):
-            size = calc("each*elements", "B", each=each, elements=elements)
-            one = given.net.seconds(op, size, n, inside)  # type: ignore[arg-type]
-            bytes_ = given.net.sent(op, size, n)  # type: ignore[arg-type]
-            key = f"{name} {what}"
-            seconds[key] = calc("times*one", "s", times=times, one=one)
-            sent["out"][key] = calc(
-                "pick(inside >= n, 0, times*size/inside)", "B",
-                inside=inside, n=n, times=times, size=bytes_,
-            )  # fmt: skip
-            sent["up"][key] = calc(
-                "times*size - out", "B", times=times, size=bytes_, out=sent["out"][key]
-            )
-    data = add(seconds, "s")
-    cover = calc("pick(zero >= 2, m, 1)*slowest", "s", zero=zero, m=m, slowest=sums["time"])
+    kinds: tuple[tuple[Collective, int, Any], ...] = (
+        ("reduce_scatter", o.gradients, reduces),
+        ("all_gather", o.weights, gathers),
+    )
+    out = []
+    for group, held in (("dense", "most_dense"), ("edp", "most_experts")):
+        for op, each, times in kinds:
+            size = calc("each*elements", "B", each=each, elements=sums[held])
+            n, inside = groups[group], groups[f"{group} inside"]
+            out.append(collective(given.net, op, group, size, n, inside, times, 0))
+    return out
+
+
+def _data_parallel(
+    given: StepInputs, groups: dict[str, Any], sums: RankSums
+) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Seconds of data-parallel messages, how many of them are hidden, seconds of the optimizer,
+    and bytes a step by tier.
+    """
+    v, o = given.v, given.optimizer
+    sent = {f"{x.group} {x.op}": x for x in data_messages(given, groups, sums)}
+
+    def summed(figure: str, unit: str) -> Any:
+        parts = {
+            name: calc("times*one", unit, times=x.forward, one=getattr(x, figure))
+            for name, x in sent.items()
+        }
+        return add(parts, unit)
+
+    data = summed("seconds", "s")
+    cover = calc(
+        "pick(zero >= 2, m, 1)*slowest", "s", zero=v["zero"], m=v["m"], slowest=sums["time"]
+    )
     hidden: Any = 0
     if HIDDEN[given.layout.overlap]["dp"]:
         hidden = calc("min(data, cover)", "s", data=data, cover=cover)
-    kept = owned(dense, experts, zero, 1, groups["dense"], groups["edp"])
+    dense, experts = sums["most_dense"], sums["most_experts"]
+    kept = owned(dense, experts, v["zero"], 1, groups["dense"], groups["edp"])
     optimizer = calc(
-        "parameters*(2*state + gradients + weights)/bandwidth", "s", parameters=kept,
-        state=o.main + o.moments, gradients=o.gradients, weights=o.weights,
+        "parameters*(2*state + gradients + weights)/bandwidth",
+        "s",
+        parameters=kept,
+        state=o.main + o.moments,
+        gradients=o.gradients,
+        weights=o.weights,
         bandwidth=given.bandwidth,
-    )  # fmt: skip
-    return data, hidden, optimizer, {tier: add(parts, "B") for tier, parts in sent.items()}
+    )
+    return data, hidden, optimizer, {tier: summed(tier, "B") for tier in ("up", "out")}

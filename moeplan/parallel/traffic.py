@@ -20,7 +20,7 @@ from moeplan.parallel.divide import Divided
 from moeplan.parallel.stages import Piece
 from moeplan.quantity import Quantity
 
-__all__ = ["ExchangeFormats", "Message", "messages"]
+__all__ = ["ExchangeFormats", "Message", "collective", "messages"]
 
 ACTIVATION_BYTES = 2
 

@@ -23,8 +23,9 @@ from moeplan.parallel.lookup import CHUNK, Tables, piece_counts, some
 from moeplan.parallel.optime import Roofline, RowTimes, stack_named
 from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
 from moeplan.parallel.stages import Pieces, Rank, places, ranks
-from moeplan.parallel.step import StepInputs, data_groups, step_memory, training_step
+from moeplan.parallel.step import StepInputs, training_step
 from moeplan.parallel.table import Coster, PieceCost
+from moeplan.parallel.views import message_rows, rank_rows
 from moeplan.quantity import Number, Quantity, Source, plain
 from moeplan.units import parse
 
@@ -127,28 +128,14 @@ class TrainingPlan:
         return self._one(layout.explained, explained=True)
 
     def by_rank(self, layout: Layout, gpus: Any = None) -> list[dict[str, Any]]:
-        """Memory of every pipeline rank of one layout: parameters (dense, experts), the parts of
-        memory, the pieces it holds, and those whose activations are alive at its peak.
-        """
+        """Memory of every pipeline rank; see `moeplan.parallel.views.rank_rows`."""
         check(layout, self.rules(layout), **self.facts(gpus))
-        v = dict(layout.values)
-        costs = self.costs(layout, v, explained=False)
-        given = self._inputs(layout, v)
-        groups = data_groups(given)
-        out: dict[int, dict[str, Any]] = {}
-        for rank in self.rank_list(layout):
-            looked = self._looked(layout, costs, (rank,), self.rank_list(layout))
-            sums = self.sums(layout, looked, gathers=v["zero"] >= 3)
-            found: dict[str, Any] = {"rank": rank.number}
-            step_memory(given, sums, groups, found)
-            found |= {"dense": sums["dense", 0], "experts": sums["experts", 0]}
-            names = [p.name for p in self.pieces.all]
-            found["held"] = {n: x for n, x in zip(names, rank.held, strict=True) if x}
-            share = min(v["m"], rank.depth) / rank.depth
-            found["alive"] = {n: x * share for n, x in zip(names, rank.alive, strict=True) if x}
-            if rank.number not in out or found["memory"] > out[rank.number]["memory"]:
-                out[rank.number] = found
-        return list(out.values())
+        return rank_rows(self, layout)
+
+    def traffic(self, layout: Layout, gpus: Any = None) -> list[dict[str, Any]]:
+        """Messages of a step; see `moeplan.parallel.views.message_rows`."""
+        check(layout, self.rules(layout), **self.facts(gpus))
+        return message_rows(self, layout)
 
     def rank_list(self, layout: Layout) -> tuple[Rank, ...]:
         """The pipeline ranks of one layout."""
@@ -162,13 +149,14 @@ class TrainingPlan:
             _rounds(layout, bare),
         )
 
-    def _looked(
+    def looked(
         self,
         layout: Layout,
         costs: list[PieceCost],
         found: tuple[Rank, ...],
         every: tuple[Rank, ...],
     ) -> Looked:
+        """Some ranks of one layout, of `every` there is, as sums see them."""
         return Looked(
             column=lambda name, k: costs[k].numbers[name],
             held=[some(r.held) for r in found],
@@ -183,9 +171,9 @@ class TrainingPlan:
         v = _numbers(layout) if explained else dict(layout.values)
         costs = self.costs(layout, v, explained=explained)
         every = self.rank_list(layout)
-        looked = self._looked(layout, costs, places(every), every)
+        looked = self.looked(layout, costs, places(every), every)
         sums = self.sums(layout, looked, gathers=layout.values["zero"] >= 3)
-        out = self._finish(layout, v, training_step(self._inputs(layout, v), sums))
+        out = self._finish(layout, v, training_step(self.inputs(layout, v), sums))
         if explained:
             out["pieces"] = {
                 p.name: {**c.numbers, "kept_by_row": c.kept, "rows": c.rows, "messages": c.messages}
@@ -225,7 +213,8 @@ class TrainingPlan:
         coster = Coster(own, layout, job, self.net, self.times, self.optimizer.gradients)
         return [coster.cost(piece) for piece in self.pieces.all]
 
-    def _inputs(self, layout: Layout, v: dict[str, Any]) -> StepInputs:
+    def inputs(self, layout: Layout, v: dict[str, Any]) -> StepInputs:
+        """What a step's formulas take."""
         explained = isinstance(v["tp"], Quantity)
         bandwidth, hidden = self.cluster.gpu.memory_bandwidth, self.spec.hidden
         job = self.job if explained else replace(self.job, sequence=self.sequence)
@@ -325,7 +314,7 @@ class TrainingPlan:
         for start in range(0, at.size, CHUNK):
             part = slice(start, start + CHUNK)
             v = {name: a[part] for name, a in many.values.items()}
-            step = training_step(self._inputs(layout, v), sums.take(row[part]))
+            step = training_step(self.inputs(layout, v), sums.take(row[part]))
             answer = self._finish(layout, v, step)
             for name, numbers in answer.items():
                 if name not in out:

@@ -27,7 +27,7 @@ from moeplan.model.ffn import MoE
 from moeplan.model.workload import Workload
 from moeplan.profile import functions
 from moeplan.profile.activations import activation_named
-from moeplan.profile.backends import Experts, backend_named
+from moeplan.profile.backends import Backend, Experts, backend_named
 from moeplan.profile.phases import PhaseHook, Phases
 from moeplan.profile.routing import (
     Rows,
@@ -56,8 +56,9 @@ class Layer(nn.Module):
     """An MoE layer with random weights of the real shapes, scaled by (inputs)^-1/2.
 
     block: whose layer it is; its sizes must be numbers. backend: who runs the routed experts (see
-    `backends`). Raises UserError for what is not built here: an unknown activation or setting, or
-    sizes that the backend cannot run.
+    `backends`), by its name or itself. held: of how many experts the weights are here, all but in a
+    shard of expert parallelism (see `exchange`). Raises UserError for what is not built here: an
+    unknown activation or setting, or sizes that the backend cannot run.
     """
 
     selection_bias_E: Tensor | None
@@ -67,28 +68,30 @@ class Layer(nn.Module):
         self,
         block: MoE,
         *,
-        backend: str = "torch",
+        backend: str | Backend = "torch",
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        held: int | None = None,
     ) -> None:
         super().__init__()
         _check_known(block)
         self.block = block
-        self.backend = backend_named(backend)
+        self.backend = backend_named(backend) if isinstance(backend, str) else backend
         self.phase_names = phase_names(block)
         self.activation = activation_named(block.activation)
         sizes = {name: int(value) for name, value in block.values.items()}
+        sizes["held"] = sizes["E"] if held is None else held
         self.k, self.D = sizes["k"], sizes["D"]
         self._make_weights(sizes, torch.device(device), dtype, seed)
         unfit = self.backend.unfit(self.experts)
         if unfit is not None:
-            raise UserError(f"backend {backend!r} cannot run this layer: {unfit}")
+            raise UserError(f"backend {self.backend.name!r} cannot run this layer: {unfit}")
 
     def _make_weights(
         self, sizes: dict[str, int], device: torch.device, dtype: torch.dtype, seed: int
     ) -> None:
-        block, D, E, F_ = self.block, sizes["D"], sizes["E"], sizes["F"]
+        block, D, E, F_, held = self.block, *(sizes[name] for name in ("D", "E", "F", "held"))
         H, L, S = 2 * F_ if block.gated else F_, sizes.get("Dl", D), sizes.get("Fs", 0)
         G, latent, shared = 2 * S if block.gated else S, block.Dl is not None, block.Fs is not None
         generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
@@ -102,9 +105,9 @@ class Layer(nn.Module):
 
         self.router_ED = random(E, D)
         self.router_bias_E = where(block.router_bias, E, fan_in=D)
-        self.up_EHL, self.down_ELF = random(E, H, L), random(E, L, F_)
-        self.up_bias_EH = where(block.expert_bias, E, H, fan_in=L)
-        self.down_bias_EL = where(block.expert_bias, E, L, fan_in=F_)
+        self.up_EHL, self.down_ELF = random(held, H, L), random(held, L, F_)
+        self.up_bias_EH = where(block.expert_bias, held, H, fan_in=L)
+        self.down_bias_EL = where(block.expert_bias, held, L, fan_in=F_)
         self.into_LD, self.out_of_DL = where(latent, L, D), where(latent, D, L)
         self.into_bias_L = where(latent and block.latent_bias, L, fan_in=D)
         self.out_of_bias_D = where(latent and block.latent_bias, D, fan_in=L)
@@ -175,7 +178,10 @@ class Layer(nn.Module):
             position_T = torch.arange(len(logits_TE), device=logits_TE.device)
             override_TK = self.table_VK[position_T % len(self.table_VK)].long()
         rule, bias_E, scale_E = self.block.routing, self.selection_bias_E, self.expert_scale_E
-        return select(logits_TE, rule, self.k, bias_E, override_TK, scale_E)
+        looked_up = self.table_VK is not None
+        return select(
+            logits_TE, rule, self.k, bias_E, override_TK, scale_E, looked_up=looked_up
+        )
 
     def forward(
         self,

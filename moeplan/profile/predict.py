@@ -58,8 +58,17 @@ class Calibrated(Protocol):
     def name(self) -> str:
         """What the record says the prediction was made with."""
 
-    def seconds(self, op: Op, work: OpPrediction, rows_per_expert: Sequence[int]) -> float | None:
-        """Expected seconds of a row, or None where it has no constants for its kind."""
+    def seconds(
+        self,
+        op: Op,
+        work: OpPrediction,
+        rows_per_expert: Sequence[int],
+        env: Mapping[str, Number],
+    ) -> float | None:
+        """Expected seconds of a row, or None where it has no constants for its kind.
+
+        env: the numbers of the row's formulas, with the experts that got a row as A.
+        """
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ def predict(
             row = rates.row(op, stage, env, dtype_bytes(case.dtype))
             seconds = None
             if calibration is not None:
-                seconds = calibration.seconds(op, row, case.rows_per_expert)
+                seconds = calibration.seconds(op, row, case.rows_per_expert, env)
             ops.append(row if seconds is None else row.model_copy(update={"expected": seconds}))
     return Prediction(
         made=now(),

@@ -70,21 +70,25 @@ def select(
     bias_E: Tensor | None = None,
     override_TK: Tensor | None = None,
     expert_scale_E: Tensor | None = None,
+    *,
+    looked_up: bool = False,
 ) -> Selected:
     """Choose k experts for each token from fp32 logits.
 
     bias_E moves the choice and not the weights (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
-    override_TK: choices to take instead; their weights still come from the scores. expert_scale_E:
-    a learned factor on each expert's weights (Gemma 4). Gradients flow through the weights alone.
+    override_TK: choices to take instead; their weights still come from the scores, and the choice
+    is made all the same, since its time is part of the layer's, unless the layer itself has
+    `looked_up` the experts. expert_scale_E: a learned factor on each expert's weights (Gemma 4).
+    Gradients flow through the weights alone.
     """
     if rule.score == "sparsemixer":
         return _sparsemixer(logits_TE, k, override_TK)
     scores_TE = _scores(logits_TE, rule)
     choice_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
+    if override_TK is None or not looked_up:
+        ids_TK = _limited(choice_TE, rule).topk(k, dim=-1).indices
     if override_TK is not None:
         ids_TK = override_TK
-    else:
-        ids_TK = _limited(choice_TE, rule).topk(k, dim=-1).indices
     weights_TK = scores_TE.gather(1, ids_TK)
     if rule.score == "softmax_topk":
         weights_TK = weights_TK.softmax(-1)
@@ -130,9 +134,8 @@ def _sparsemixer(logits_TE: Tensor, k: int, override_TK: Tensor | None) -> Selec
     remaining_TE, magnitude_TE = logits_TE, logits_TE.detach().abs()
     ids, weights = [], []
     for i in range(k):
-        if override_TK is None:
-            id_T1 = remaining_TE.detach().argmax(-1, keepdim=True)
-        else:
+        id_T1 = remaining_TE.detach().argmax(-1, keepdim=True)
+        if override_TK is not None:
             id_T1 = override_TK[:, i : i + 1]
         best_T1 = logits_TE.detach().gather(1, id_T1)
         gap_TE = (best_T1 - logits_TE.detach()) / magnitude_TE.clamp(min=best_T1)

@@ -66,13 +66,15 @@ def _device(record: Record) -> Table:
 
 
 def _roofs(record: Record) -> Table:
-    table = Table("Roofs, measured in the same run", [WORD, Column("median"), Column("p10 to p90"),
-                                                      Column("", "left")])  # fmt: skip
+    columns = [WORD, Column("median"), Column("p10 to p90")]
+    table = Table("Roofs, measured in the same run", columns)
     for roof in record.current_roofs():
         low, high = (_roof_value(roof, quantile(roof.samples, q)) for q in (0.9, 0.1))
         if roof.amount is None:
             low, high = high, low
-        table.rows.append((roof.name, _roof(roof, roof.value), f"{low} to {high}", roof.note))
+        table.rows.append((roof.name, _roof(roof, roof.value), f"{low} to {high}"))
+        if roof.note:
+            table.notes.append(f"{roof.name}: {roof.note}")
     return table
 
 
@@ -363,10 +365,11 @@ def _work(name: str, op: OpPrediction, phase: Phase) -> Sequence[str]:
 
 
 def _left_out(cases: Sequence[Case]) -> Table:
-    table = Table("Not measured", [Column("case", "left"), Column("state", "left"), Column("why", "left")])
+    varying = _varying(cases)
+    table = Table("Not measured", [*_who_columns(varying), Column("why", "left")])
     for case in cases:
-        state = "interrupted" if case.state == "running" else case.state
-        table.rows.append((case.label, state, case.reason or "the run ended here"))
+        why = "interrupted: the run ended here" if case.state == "running" else case.reason
+        table.rows.append((*_who(case, varying), why or case.state))
     return table
 
 

@@ -119,7 +119,7 @@ def test_records_are_calibrated_and_answer_for_a_layer(tmp_path: Path):
             times.seconds(op, made[op.name, stage], rows, env) for stage in ("forward", "backward")
         )
         assert forward > 0
-        assert backward > forward * 0.5
+        assert backward == 2 * forward if op.gemm else backward > 0
     assert times.seconds(block.rows(work)[0], made["router", "forward"], rows) is None
 
 

@@ -93,3 +93,11 @@ def test_where_each_time_comes_from_is_said():
         if time is not None:
             assert time.origin == "assumed"
             assert "b200" in time.calibration
+
+
+def test_launching_kernels_one_by_one_bounds_small_passes():
+    spec, work = load_preset("qwen3-30b-a3b"), Workload("decode", B=1, S=1, C=128)
+    graph, eager = total(spec, work), total(spec, work, Degrees(eager=True))
+    assert eager > 1.2 * graph
+    large = Workload("prefill", B=4, S=4096, C=4096)
+    assert total(spec, large, Degrees(eager=True)) == pytest.approx(total(spec, large), rel=0.01)

@@ -10,7 +10,7 @@ import pytest
 from moeplan.calibration.calibrate import calibrate
 from moeplan.calibration.points import points_of, read_points
 from moeplan.calibration.predict import predict, write_predicted
-from moeplan.calibration.store import calibration, names, save
+from moeplan.calibration.store import bias_sentence, calibration, names, save
 from moeplan.errors import UserError
 
 
@@ -114,3 +114,16 @@ def test_shipped_constants_are_what_the_measurements_give(shared, name, file):
         for new, old in zip(fit.errors, shipped.fits[kind].errors, strict=True):
             assert (new.regime, new.points) == (old.regime, old.points)
             assert new.mean == pytest.approx(old.mean, abs=1e-3)
+
+
+def test_constants_can_be_explained():
+    found = calibration("h200-cublas")
+    quantity = found.fits["gemm"].quantities(found.source)["read_bandwidth"]
+    assert (quantity.unit, quantity.source.kind) == ("B/s", "measured")
+    assert "bandwidth" in quantity.note
+
+
+def test_the_rooflines_bias_is_said_in_numbers():
+    sentence = bias_sentence()
+    assert "fused MoE ops (h200-vllm-triton)" in sentence
+    assert "dense GEMMs (h200-cublas)" in sentence

@@ -118,7 +118,10 @@ def test_arrays_broadcast_against_each_other() -> None:
     assert held.shape == (2, 3)
     for i, B in enumerate((1, 8)):
         for j, C in enumerate((1000, 2000, 4000)):
-            assert held[i, j] == estimate("mixtral", context=C, batch=B).tree["kv_cache"]["bytes"].value
+            assert (
+                held[i, j]
+                == estimate("mixtral", context=C, batch=B).tree["kv_cache"]["bytes"].value
+            )
 
 
 # --------------------------------------------------------------------------- exact and unbounded

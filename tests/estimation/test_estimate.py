@@ -129,11 +129,13 @@ def test_bytes_of_an_exchange_double_with_the_tokens() -> None:
 
 
 def test_steps_of_an_exchange() -> None:
-    """Every MoE layer once forward; in training once more each way, in the other's format."""
+    """Every MoE layer once forward; in training once more each way: gradients swap directions."""
     section = estimate("deepseek-v3").tree["all_to_all"]
     layer, forward, step = (section[k] for k in ("per_layer", "forward_step", "training_step"))
     for direction, other in (("dispatch", "combine"), ("combine", "dispatch")):
-        assert forward[direction]["sent"].value == pytest.approx(58 * layer[direction]["sent"].value)
+        assert forward[direction]["sent"].value == pytest.approx(
+            58 * layer[direction]["sent"].value
+        )
         assert step[direction]["sent"].value == pytest.approx(
             58 * 2 * layer[direction]["sent"].value
         ), other
@@ -171,7 +173,9 @@ def test_where_no_price_is_known_there_is_no_cost() -> None:
     assert estimate("mixtral", gpu=unpriced, price="$1/h").tree["cost"] is not None
 
 
-@pytest.mark.parametrize(("price", "kind"), [("$2/h", "user"), (2.5, "user"), ("hyperscaler", None)])
+@pytest.mark.parametrize(
+    ("price", "kind"), [("$2/h", "user"), (2.5, "user"), ("hyperscaler", None)]
+)
 def test_a_price_is_an_amount_or_a_kind(price: Any, kind: str | None) -> None:
     cost = estimate("mixtral", gpu="h100", price=price).tree["cost"]
     assert cost["price_kind"] == (kind or price)

@@ -119,7 +119,9 @@ def test_what_the_user_gives_is_no_assumption() -> None:
     }
     e = estimate("mixtral", **given)
     assert [a["symbol"] for a in e.assumptions] == ["weight_bytes"]  # the optimizer's
-    users = {q.source.where for _, q in quantities(e).values() if q.source and q.source.kind == "user"}
+    users = {
+        q.source.where for _, q in quantities(e).values() if q.source and q.source.kind == "user"
+    }
     numbers = [name for name, value in given.items() if not isinstance(value, str)]
     assert users == {f"--{name}" for name in numbers}
 

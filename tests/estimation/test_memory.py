@@ -23,13 +23,13 @@ from moeplan.estimation.memory import (
 from moeplan.estimation.parameters import count, parameters
 from moeplan.families import read_config
 from moeplan.model.formats import FORMATS
-from moeplan.model.spec import ModelSpec
 from moeplan.model.residual import HyperCollapse
+from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.presets import preset
 from moeplan.quantity import Quantity
-from tests.estimation.test_flops import MODELS, TWO, _meta_model, _tokens
 from tests.families.oracle_cases import merged
+from tests.meta import MODELS, TWO, meta_model, tokens
 from tests.oracle import oracle
 from tests.reading import READABLE, spec_of
 
@@ -142,12 +142,16 @@ def test_cache_that_transformers_fills(name: str, changes: dict[str, Any]) -> No
 
     config = merged(preset(name).config, changes)
     spec = read_config(config, name)
-    model = _meta_model(config)
+    model = meta_model(config)
     cache = DynamicCache(config=model.config)
-    model(**_tokens(2, 40, 40), past_key_values=cache, use_cache=True)
+    model(**tokens(2, 40, 40), past_key_values=cache, use_cache=True)
     theirs = 0
     for layer in cache.layers:
-        kept = [t for t in (getattr(layer, "keys", None), getattr(layer, "values", None)) if t is not None]
+        kept = [
+            t
+            for t in (getattr(layer, "keys", None), getattr(layer, "values", None))
+            if t is not None
+        ]
         theirs += sum(t.numel() * t.element_size() for t in kept)
         if getattr(layer, "sliding_window", None):
             theirs += sum(t[:, :, :1].numel() * t.element_size() for t in kept)

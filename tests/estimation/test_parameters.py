@@ -115,9 +115,7 @@ def test_glam_from_its_paper() -> None:
     sparse = Group("moe", (mixer, MoE(D=D, E=64, k=2, F=F, gated=False)), 32, prefix="{i}.")
     table = Embedding(V=256_000, D=D)
     head = Head(V=256_000, D=D, tied=table.name)
-    spec = ModelSpec(
-        "glam", "glam", (Group("in", (table,)), dense, sparse, Group("out", (head,)))
-    )
+    spec = ModelSpec("glam", "glam", (Group("in", (table,)), dense, sparse, Group("out", (head,))))
     routers = 32 * 64 * D  # not in the paper's count
     assert digits(count(spec) - routers, "1161.7") == "1161.7"
     assert digits(active(spec)["all"].value - routers, "96.586") == "96.586"
@@ -134,7 +132,9 @@ def test_parts_make_the_whole(name: str) -> None:
     assert sum(part.value for part in touched["by_component"].values()) == touched["all"].value
 
     rows = [row for row in section["by_layer"] if row["role"] != "mtp"]
-    layers = {key: sum(r["layers"].value * r[key].value for r in rows) for key in ("total", "active")}
+    layers = {
+        key: sum(r["layers"].value * r[key].value for r in rows) for key in ("total", "active")
+    }
     outside = _outside_layers(spec, "model", "encoder")
     assert layers["total"] + outside == whole
     assert layers["active"] + outside == touched["all"].value

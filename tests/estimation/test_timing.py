@@ -57,7 +57,7 @@ def test_decoding_one_sequence_reads_active_weights_and_cache(name: str) -> None
 
 @pytest.mark.parametrize("name", READABLE)
 def test_a_large_batch_reads_every_weight_once(name: str) -> None:
-    """As stored in its own layer: a scheme may convert one layer's copy of a block and not another's."""
+    """As stored in its own layer: a scheme may convert a block in one layer and not in another."""
     spec = spec_of(name)
     if any(group.role == "encoder" for group in spec.groups):
         load = Workload("prefill", B=100_000, S=1, C=1)
@@ -74,7 +74,7 @@ def test_a_large_batch_reads_every_weight_once(name: str) -> None:
 
 
 def _tables(spec: ModelSpec) -> float:
-    """Bytes of what is looked up and not multiplied, and of buffers; a tied head does read its table."""
+    """Bytes of what is looked up and not multiplied (a tied head multiplies), and of buffers."""
     total = 0.0
     for group in spec.groups:
         if group.role == "mtp":
@@ -82,7 +82,9 @@ def _tables(spec: ModelSpec) -> float:
         for block in group.blocks:
             for weight in block.weights():
                 name = next(iter(group.tensor_names(weight)), weight.name)
-                stored = spec.checkpoint.of(weight, name).bits / 8 * block.sizes[weight.name].elements
+                stored = (
+                    spec.checkpoint.of(weight, name).bits / 8 * block.sizes[weight.name].elements
+                )
                 if weight.buffer:
                     total += group.number * stored
                 elif isinstance(block, Embedding) and weight.tied is None and not spec.tied:

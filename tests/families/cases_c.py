@@ -84,6 +84,32 @@ BASES: dict[str, str | dict[str, Any]] = {
         "moe_topk": 2,
     },
     "jamba": "ai21labs__Jamba-v0.1",
+    "kimi_linear": {
+        "model_type": "kimi_linear",
+        **SIZES,
+        **{k: v for k, v in LATENT.items() if k != "qk_head_dim"},
+        "q_lora_rank": None,
+        "pad_token_id": None,
+        "num_experts": 12,
+        "num_experts_per_token": 3,
+        "num_shared_experts": 1,
+        "linear_attn_config": {
+            "head_dim": 16,
+            "num_heads": 4,
+            "short_conv_kernel_size": 3,
+            "full_attn_layers": [2, 5],
+            "kda_layers": [1, 3, 4],
+        },
+    },
+    "lfm2_moe": {
+        "model_type": "lfm2_moe",
+        **SIZES,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "layer_types": ["conv", FULL, "conv", "conv", FULL],
+    },
     "longcat_flash": "meituan-longcat__LongCat-Flash-Chat",
     "mimo_v2_flash": "XiaomiMiMo__MiMo-V2-Flash",
     "minimax": {
@@ -229,6 +255,25 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "num_experts": 4,
             "num_key_value_heads": 4,
             "tie_word_embeddings": True,
+        },
+    ],
+    "kimi_linear": [
+        {"linear_attn_config": {"head_dim": 24, "full_attn_layers": [4], "kda_layers": [1, 2, 3, 5]}},
+        {
+            "linear_attn_config": DROP,
+            "linear_num_heads": 3,
+            "linear_head_dim": 20,
+            "num_shared_experts": 2,
+            "first_k_dense_replace": 3,
+            "tie_word_embeddings": True,
+        },
+    ],
+    "lfm2_moe": [
+        {"conv_bias": True, "conv_L_cache": 4, "num_dense_layers": 0, "head_dim": 20},
+        {
+            "use_expert_bias": False,
+            "tie_word_embeddings": False,
+            "layer_types": [FULL, "conv", "conv", FULL, "conv"],
         },
     ],
     "longcat_flash": [

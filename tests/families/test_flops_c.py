@@ -191,3 +191,16 @@ def test_mamba_2_but_its_scan(i: int) -> None:
         rest = [line for line in _rows(spec, work) if line.op.kind != "scan"]
         assert mambas
         assert _flops(rest) == counts[""] - inner
+
+
+def test_short_convolution() -> None:
+    """transformers pads w - 1 more outputs in a prefill, and computes one more in decoding."""
+    config = case("lfm2_moe", 1)
+    spec, model = read_config(config, "lfm2"), _model(config)
+    for work, context, extra in ((PREFILL, S, "w - 1"), (DECODE, C, "1")):
+        counts = _counted(model, context, decode=work.phase == "decode")
+        rows = _rows(spec, work)
+        convs = [line for line in rows if line.op.name == "conv"]
+        more = sum(line.group.number * line.evaluate(f"2*B*D*w*({extra})") for line in convs)
+        assert more > 0
+        assert _flops(rows) + more == counts[""] - _sum(counts, "rotary_emb")

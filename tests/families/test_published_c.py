@@ -221,3 +221,29 @@ def test_mtp_of_v4_is_apart(shared: Path) -> None:
     moe = E * D + (E + 1) * expert
     assert found["mtp"].value == attention + streams + moe + 2 * D * D + 5 * D
     assert found["mtp_active"].value == found["mtp"].value - (E - 6) * expert
+
+
+def test_lfm2_8b_a1b() -> None:
+    """Liquid AI: 8.3 B parameters, 1.5 B active; 18 of 24 layers are short convolutions."""
+    attends = {2, 6, 10, 14, 18, 21}
+    config = {
+        "model_type": "lfm2_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 7168,
+        "moe_intermediate_size": 1792,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+        "conv_L_cache": 3,
+        "num_dense_layers": 2,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+        "layer_types": ["full_attention" if i in attends else "conv" for i in range(24)],
+    }
+    model = read_config(config, "lfm2")
+    assert count(model) / 1e9 == pytest.approx(8.3, abs=0.05)
+    assert active_of(model, ALL) / 1e9 == pytest.approx(1.5, abs=0.06)
+    cache = kv_cache(model, "bf16", 1, 32_768)
+    assert cache["bytes_per_token"].value == 6 * 2 * 8 * 64 * 2
+    assert cache["fixed_bytes"].value == 18 * 2048 * 2 * 2
