@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from moeplan import cli_measure
 from moeplan.cli_options import (
     Attention,
     Batch,
@@ -119,6 +120,9 @@ def estimate(
     optimizer: Optimizer = None,
     gpu: GpuOption = None,
     price: Price = None,
+    expected: Annotated[
+        bool, typer.Option("--expected", help="Calibrated times with their error band too.")
+    ] = False,
     detail: Annotated[bool, typer.Option(help="Layers, kept activations and op rows too.")] = False,
     as_json: Json = False,
     markdown: Markdown = False,
@@ -138,7 +142,7 @@ def estimate(
     if output == "json":
         print(result.to_json())
     else:
-        _show(estimate_tables(result, detail=detail), output)
+        _show(estimate_tables(result, expected=expected, detail=detail), output)
 
 
 @app.command()
@@ -299,6 +303,9 @@ def schema() -> None:
     from moeplan.report.schema import json_schema
 
     _print_json(json_schema())
+
+
+cli_measure.register(app)
 
 
 def _print_json(value: Any) -> None:

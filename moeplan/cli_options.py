@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 
-
 def _presets(incomplete: str) -> list[str]:
     """Names for the shell's completion."""
     from moeplan.presets import names
@@ -60,7 +59,9 @@ PresetOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A config.json, or a folder that holds one.")
 ]
-Context = Annotated[str | None, typer.Option(help="Tokens of a sequence: 4096, 128k (k is 1000), 128Ki.")]
+Context = Annotated[
+    str | None, typer.Option(help="Tokens of a sequence: 4096, 128k (k is 1000), 128Ki.")
+]
 Batch = Annotated[int | None, typer.Option(help="Sequences prefilled or decoded together.")]
 Microbatch = Annotated[int | None, typer.Option(help="Sequences of a training microbatch.")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens a GPU brings to an exchange.")]

@@ -63,6 +63,13 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "qwen3_omni_moe": THINKER,
     "qwen3_omni_moe_thinker": THINKER,
     "qwen3_vl_moe": OLDER,
+    "kimi_linear": (
+        (
+            r"\.block_sparse_moe\.(gate|up|down)_proj\.",
+            r".mlp.\1_proj.",
+            "dense layers and experts share one module there",
+        ),
+    ),
     "minimax": (
         (r"\.(slope_rate|(query|key|diagonal)_decay)$", None, "decays follow from a layer's place"),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from moeplan.arrays import is_array
@@ -21,7 +22,7 @@ from moeplan.estimation.timing import floor
 from moeplan.model.ffn import MoE
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number, Quantity, Source, derive, total
+from moeplan.quantity import Later, Number, Quantity, Source, derive, total
 from moeplan.units import parse
 
 __all__ = ["cost", "exchange", "memory", "model", "time"]
@@ -209,8 +210,15 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu, stored: StoredTensors) -> dict[
                 for bound in BOUNDS
             },
             **found,
+            "calibrated": Later(partial(_calibrated, spec, work, gpu)),
         }
     return out
+
+
+def _calibrated(spec: ModelSpec, work: Workload, gpu: Gpu) -> dict[str, Any] | None:
+    from moeplan.estimation.expected import expected  # loads numpy and the fits: only when asked
+
+    return expected(spec, work, gpu)
 
 
 def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:

@@ -1,4 +1,4 @@
-"""Kimi Linear (arXiv 2510.26692): three layers of Kimi delta attention to one of latent attention."""
+"""Kimi Linear (arXiv 2510.26692): three layers of delta attention to one of latent attention."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _groups(c: Config, experts: Quantity) -> dict[str, Any]:
     groups = c.int("num_expert_group", "n_group", default=1)
     limit = c.int("topk_group", default=1)
     if experts.value % groups.value or limit.value > groups.value:
-        raise c.fail("num_expert_group", f"is {groups.value}: it does not fit the experts or topk_group")
+        problem = f"is {groups.value}: it must divide the experts and hold topk_group"
+        raise c.fail("num_expert_group", problem)
     return {"groups": int(groups.value), "group_limit": int(limit.value)}
 
 
@@ -99,6 +100,7 @@ def kimi_linear(c: Config) -> ModelSpec:
     count = int(layers.value)
     own = c.sub("linear_attn_config", required=False)
     c.ignore("mla_use_nope", "model_max_length")
+    c.expect("tie_word_embeddings", [False], "a tied output is not described for this family")
     c.expect("num_nextn_predict_layers", [0], "multi-token prediction is not described here")
     mixers: dict[str, Block] = {
         LINEAR: _delta(c, own, hidden),

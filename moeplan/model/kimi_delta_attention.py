@@ -120,7 +120,7 @@ class KimiDeltaAttention(Block):
         )
 
     def _recurrent(self) -> Op:
-        """Three products with the state of 2·dk² FLOPs a head; the fp32 state is read and written."""
+        """Three products of 2·dk² FLOPs a head with the fp32 state, which is read and written."""
         state = f"2*B*{_STATE}"  # counted in two-byte elements
         return Op(
             name="delta_rule",

@@ -9,14 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from moeplan.model.masks import visible_pairs
 from moeplan.model.ops import Block, CacheEntry, Kept, Op, Weight, linear, pointwise
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
 
-__all__ = ["LatentAttention"]
+__all__ = ["LatentAttention", "LatentNames"]
+
+
+class LatentNames(NamedTuple):
+    """What a checkpoint calls the tensors of multi-latent attention."""
+
+    q: str = "q_proj"
+    q_a: str = "q_a_proj"
+    q_a_norm: str = "q_a_layernorm"
+    q_b: str = "q_b_proj"
+    kv_a: str = "kv_a_proj_with_mqa"
+    kv_a_norm: str = "kv_a_layernorm"
+    kv_b: str = "kv_b_proj"
+    o: str = "o_proj"
+    gate: str = "g_proj"
+    sinks: str = "sinks"
+    k_rope_norm: str = "k_rope_only_layernorm"
+    scaling: tuple[str, str] = ("softmax_scaling.scale", "softmax_scaling.bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +44,13 @@ class LatentAttention(Block):
     expansions into queries and outputs and attends over the latents, with the same weights.
     rq is None where queries have no latent. mode "auto" does this; "absorbed" and "expanded"
     force one form.
+    W: each query sees the last W keys. rope: the dr dimensions are rotated; without, they are plain
+    dimensions that all heads share. own_gate: a projection of the input yields an output gate, one
+    number per element ("full") or per head ("head"); "joint": the queries' up-projection yields it,
+    from the latent and its normalised copy side by side (A.X K2). k_rope_norm: the shared part of
+    the keys is normalised. sinks: one learned logit per head. scales_queries: each head's queries
+    are scaled by a learned line over the logarithm of their position. shares_kv: the latents are
+    another layer's; only their expansion is the layer's own.
     """
 
     D: Number
@@ -37,11 +61,21 @@ class LatentAttention(Block):
     dr: Number
     dv: Number
     bias: bool = False
+    W: Number | None = None
+    rope: bool = True
+    own_gate: Literal["none", "full", "head", "joint"] = "none"
+    k_rope_norm: bool = False
+    sinks: bool = False
+    scales_queries: bool = False
+    shares_kv: bool = False
     mode: Literal["auto", "absorbed", "expanded"] = "auto"
     prefix: str = "self_attn."
+    names: LatentNames = LatentNames()
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: computed (query, key) pairs per sequence; K: keys that the pass reads."""
+        if self.W is not None:
+            return {"P": visible_pairs(work, window="W"), "K": "min(C, W + S)"}
         return {"P": visible_pairs(work), "K": "C"}
 
     def _absorbed(self, work: Workload) -> bool:
@@ -58,25 +92,46 @@ class LatentAttention(Block):
         return Weight(name, (dim,), "attention", matmul=False) if self.bias else None
 
     def _parts(self) -> dict[str, Weight | None]:
-        heads = "H*(dn + dr)"
-        low = self.rq is not None
+        n = self.names
+        low, own = self.rq is not None, not self.shares_kv
+        heads, queries = "H*(dn + dr)", "rq"
+        if self.own_gate == "joint":
+            heads, queries = "H*(dn + dr + dv)", "2*rq"
         return {
-            "q_proj": None if low else self._weight("q_proj", heads, "D", shard="column"),
-            "q_a_proj": self._weight("q_a_proj", "rq", "D") if low else None,
-            "q_a_bias": self._bias("q_a_proj", "rq") if low else None,
-            "q_a_norm": self._norm("q_a_layernorm", "rq") if low else None,
-            "q_b_proj": self._weight("q_b_proj", heads, "rq", shard="column") if low else None,
-            "kv_a_proj": self._weight("kv_a_proj_with_mqa", "rkv + dr", "D"),
-            "kv_a_bias": self._bias("kv_a_proj_with_mqa", "rkv + dr"),
-            "kv_a_norm": self._norm("kv_a_layernorm", "rkv"),
-            "kv_b_proj": self._weight("kv_b_proj", "H*(dn + dv)", "rkv", shard="column"),
-            "o_proj": self._weight("o_proj", "D", "H*dv", shard="row"),
-            "o_bias": self._bias("o_proj", "D"),
+            "q_proj": None if low else self._weight(n.q, heads, "D", shard="column"),
+            "q_a_proj": self._weight(n.q_a, "rq", "D") if low else None,
+            "q_a_bias": self._bias(n.q_a, "rq") if low else None,
+            "q_a_norm": self._norm(n.q_a_norm, "rq") if low else None,
+            "q_b_proj": self._weight(n.q_b, heads, queries, shard="column") if low else None,
+            "kv_a_proj": self._weight(n.kv_a, "rkv + dr", "D") if own else None,
+            "kv_a_bias": self._bias(n.kv_a, "rkv + dr") if own else None,
+            "kv_a_norm": self._norm(n.kv_a_norm, "rkv") if own else None,
+            "k_rope_norm": self._norm(n.k_rope_norm, "dr") if own and self.k_rope_norm else None,
+            "kv_b_proj": self._weight(n.kv_b, "H*(dn + dv)", "rkv", shard="column"),
+            "gate": self._gate(),
+            "o_proj": self._weight(n.o, "D", "H*dv", shard="row"),
+            "o_bias": self._bias(n.o, "D"),
         }
+
+    def _gate(self) -> Weight | None:
+        """The output gate's own projection."""
+        if self.own_gate not in ("full", "head"):
+            return None
+        width = "H" if self.own_gate == "head" else "H*dv"
+        return self._weight(self.names.gate, width, "D", shard="column")
+
+    def _per_head(self) -> tuple[Weight, ...]:
+        """Learned numbers of each head: the sink, and the line that scales its queries."""
+        names = (self.names.sinks,) if self.sinks else ()
+        names += self.names.scaling if self.scales_queries else ()
+        return tuple(
+            Weight(self.prefix + name, ("H",), "attention", matmul=False, shard="heads")
+            for name in names
+        )
 
     def weights(self) -> tuple[Weight, ...]:
         """Down and up projections of queries and of keys and values, norms, output."""
-        return tuple(w for w in self._parts().values() if w is not None)
+        return (*(w for w in self._parts().values() if w is not None), *self._per_head())
 
     def _query_rows(self, part: dict[str, Weight | None]) -> list[Op]:
         kept = (Kept("attn_input", "T*D", drop="norm"),)
@@ -98,27 +153,50 @@ class LatentAttention(Block):
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """Projections, norms, rotary embedding, attention in the form of the phase, output."""
         part = self._parts()
-        assert part["kv_a_proj"]
-        assert part["kv_a_norm"]
         assert part["kv_b_proj"]
         assert part["o_proj"]
         rows = self._query_rows(part)
-        rows += [
-            linear("kv_a_proj", part["kv_a_proj"], bias=part["kv_a_bias"]),
-            pointwise(
-                "kv_a_norm",
-                "norms",
-                "T*rkv",
-                "T*rkv",
-                weights=(part["kv_a_norm"],),
-                kept=(Kept("kv_a", "T*rkv"),),
-            ),
-            pointwise("rope", "attention", "T*(H + 1)*dr", "T*(H + 1)*dr", shard="heads"),
-        ]
+        rows += self._latent_rows(part)
+        if self.rope:
+            turned = "T*H*dr" if self.shares_kv else "T*(H + 1)*dr"
+            rows.append(pointwise("rope", "attention", turned, turned, shard="heads"))
+        if self.scales_queries:
+            wide = "T*H*(dn + dr)"
+            rows.append(pointwise("q_scale", "attention", wide, wide, shard="heads"))
         rows += self._selection_rows(work)
         rows += self._absorbed_rows(part) if self._absorbed(work) else self._expanded_rows(part)
+        rows += self._gate_rows(part)
         rows.append(linear("o_proj", part["o_proj"], bias=part["o_bias"]))
         return tuple(rows)
+
+    def _latent_rows(self, part: dict[str, Weight | None]) -> list[Op]:
+        """The keys' and values' latent of each new token, unless it is another layer's."""
+        if self.shares_kv:
+            return []
+        assert part["kv_a_proj"]
+        assert part["kv_a_norm"]
+        norms = (part["kv_a_norm"],)
+        rows = [
+            linear("kv_a_proj", part["kv_a_proj"], bias=part["kv_a_bias"]),
+            pointwise(
+                "kv_a_norm", "norms", "T*rkv", "T*rkv", weights=norms, kept=(Kept("kv_a", "T*rkv"),)
+            ),
+        ]
+        if part["k_rope_norm"] is not None:
+            norms, kept = (part["k_rope_norm"],), (Kept("k_rope", "T*dr"),)
+            rows.append(pointwise("k_rope_norm", "norms", "T*dr", "T*dr", weights=norms, kept=kept))
+        return rows
+
+    def _gate_rows(self, part: dict[str, Weight | None]) -> list[Op]:
+        """The gate's projection, where it has one of its own, and its product with the output."""
+        if self.own_gate == "none":
+            return []
+        rows = [] if part["gate"] is None else [linear("gate_proj", part["gate"])]
+        width = "H" if self.own_gate == "head" else "H*dv"
+        kept = (Kept("gate", f"T*{width}"), Kept("attn_ungated", "T*H*dv"))
+        moved = f"T*H*dv + T*{width}"
+        rows.append(pointwise("gate", "attention", moved, "T*H*dv", kept=kept, shard="heads"))
+        return rows
 
     def _selection_rows(self, work: Workload) -> list[Op]:
         """What picks the keys that queries attend to; here they attend to all."""
@@ -142,6 +220,7 @@ class LatentAttention(Block):
                 Kept("attn_out", "T*H*dv"),
                 Kept("softmax_sum", "T*H", bits=32),
             ),
+            weights=self._per_head(),
             shard="heads",
         )
         return [linear("kv_b_proj", part["kv_b_proj"], kept=latent, rows="B*C"), attend]
@@ -182,6 +261,7 @@ class LatentAttention(Block):
                 Kept("attn_latent", "T*H*rkv"),
                 Kept("softmax_sum", "T*H", bits=32),
             ),
+            weights=self._per_head(),
             shard="heads",
         )
         return [
@@ -206,4 +286,7 @@ class LatentAttention(Block):
 
     def cache(self) -> tuple[CacheEntry, ...]:
         """One latent and one rotary key per token, shared by all heads."""
-        return (CacheEntry("latent", per_token="rkv + dr"),)
+        if self.shares_kv:
+            return ()
+        window = None if self.W is None else "W"
+        return (CacheEntry("latent", per_token="rkv + dr", window=window),)

@@ -318,7 +318,7 @@ class TrainingPlan:
             answer = self._finish(layout, v, step)
             for name, numbers in answer.items():
                 if name not in out:
-                    out[name] = _empty(name, size)
+                    out[name] = _empty(name, size, whole=at.size == size)
                 out[name][at[part]] = numbers
         out.setdefault("fits", np.zeros(size, dtype=bool))
         out["legal"] = good
@@ -344,12 +344,13 @@ class TrainingPlan:
         return self._kept_tables[kinds]
 
 
-def _empty(name: str, size: int) -> Any:
+def _empty(name: str, size: int, *, whole: bool) -> Any:
+    """A column of what points that are not legal have, or of nothing where every point is."""
     if name in ("legal", "fits"):
         return np.zeros(size, dtype=bool)
     if name in ("binds", "stage"):
         return np.full(size, -1, dtype=np.int64)
-    return np.full(size, np.nan)
+    return np.empty(size) if whole else np.full(size, np.nan)
 
 
 def _numbers(layout: Layout) -> dict[str, Any]:

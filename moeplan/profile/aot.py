@@ -1,8 +1,8 @@
 """Compile the Triton kernels for a Hopper GPU without one, and show what they take.
 
 `python -m moeplan.profile.aot` prints registers, spilled bytes and shared memory of each variant of
-each kernel in bf16 (with `--first` of one variant each), and exits with 1 where one spills. It needs triton and the tools in its wheel, no GPU and no
-torch built for CUDA.
+each kernel in bf16 (with `--first` of one variant each), and exits with 1 where one spills. It
+needs triton and the tools in its wheel, no GPU and no torch built for CUDA.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ TARGET = GPUTarget("cuda", 90, 32)
 _POINTERS = {"weight_ptr": "*fp32", "place_ptr": "*i64", "expert_ptr": "*i16", "ends_ptr": "*i32"}
 _BLOCKS = {"BLOCK_R": 4, "BLOCK_C": 1024}
 _WEIGHTED = ({"WEIGHTED": True, "K": 8}, {"WEIGHTED": False, "K": 8})
-_ACTIVATIONS = tuple(
-    {"CURVE": curve, "GATED": gated, "CLAMPED": False}
-    for curve in kernels._CURVES.values()
-    for gated in (True, False)
-) + ({"CURVE": 0, "GATED": True, "CLAMPED": True},)
+_ACTIVATIONS: tuple[Mapping[str, Any], ...] = (
+    *(
+        {"CURVE": curve, "GATED": gated, "CLAMPED": False}
+        for curve in kernels._CURVES.values()
+        for gated in (True, False)
+    ),
+    {"CURVE": 0, "GATED": True, "CLAMPED": True},
+)
 
 # kernel -> (constants of each variant, pointers whose type is not bf16)
 VARIANTS: dict[str, tuple[tuple[Mapping[str, Any], ...], Mapping[str, str]]] = {

@@ -91,10 +91,12 @@ class TorchBackend:
         if dtype not in (torch.bfloat16, torch.float16, torch.float32):
             return f"grouped GEMMs do not run in {dtype}"
         unit = 16 // dtype.itemsize
-        for what, size in (("width", experts.up_EHL.shape[2]),
-                           ("expert width", experts.down_ELF.shape[2])):  # fmt: skip
+        sizes = {"width": experts.up_EHL.shape[2], "expert width": experts.down_ELF.shape[2]}
+        for what, size in sizes.items():
             if size % unit:
-                return f"grouped GEMMs need strides of 16 bytes: {what} {size} is no multiple of {unit}"
+                return (
+                    f"its matmuls need strides of 16 bytes: {what} {size} is no multiple of {unit}"
+                )
         return None
 
     def experts(
@@ -175,13 +177,14 @@ def _plain_activation(h: Tensor, how: Activation, gated: bool) -> Tensor:
     gate, up = h.chunk(2, -1) if gated else (h, None)
     if how.limit is not None and up is not None:
         gate, up = gate.clamp(max=how.limit), up.clamp(-how.limit, how.limit)
-    curve = {
+    curves: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": lambda g: g * torch.sigmoid(how.slope * g),
         "gelu": F.gelu,
         "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"),
         "relu": F.relu,
         "relu2": lambda g: F.relu(g) ** 2,
-    }[how.curve](gate)
+    }
+    curve = curves[how.curve](gate)
     return curve if up is None else curve * (up + how.shift)
 
 

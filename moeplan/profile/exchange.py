@@ -234,13 +234,15 @@ def _block(options: argparse.Namespace) -> tuple[MoE, str]:
     spec = load_model(options.preset or Path(options.config))
     if spec.moe is None:
         raise UserError(f"{spec.name} has no experts: there is nothing to exchange")
-    block, changes = spec.moe, {}
+    block, changes = spec.moe, dict[str, Any]()
     for setting in options.set:
         symbol, _, number = setting.partition("=")
         if symbol not in block.values:
             hint = near_miss(symbol, block.values)
             allowed = ", ".join(block.values)
-            raise UserError(f"--set {setting}: {symbol!r} is no size of the layer ({allowed}){hint}")
+            raise UserError(
+                f"--set {setting}: {symbol!r} is no size of the layer ({allowed}){hint}"
+            )
         if not number.isdigit() or int(number) < 1:
             raise UserError(f"--set {setting}: expected a whole number of at least 1, as in D=512")
         changes[symbol] = int(number)
@@ -273,7 +275,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="another size of the layer, such as D=512 (repeatable)")  # fmt: skip
     parser.add_argument("--tokens", type=int, default=512, help="tokens of each rank")
     parser.add_argument("--routing", default="uniform",
-                        help="uniform, balanced, zipf:EXPONENT, or router (the layer's own)")  # fmt: skip
+                        help="uniform, balanced, zipf:EXPONENT, or router (its own)")  # fmt: skip
     parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="bf16")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--samples", type=int, default=20)

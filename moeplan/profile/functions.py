@@ -6,7 +6,7 @@ suffixes as in `layer`.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, cast
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def uses_kernels(device: str) -> bool:
     """Whether row operations on a device of this type run as Triton kernels."""
     return device == "cuda" and find_spec("triton") is not None
@@ -73,7 +73,7 @@ class _Router(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_TE: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_TE: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, w_ED = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         bias_E = d_TE.sum(0).to(w_ED.dtype) if wanted[2] else None
@@ -94,11 +94,12 @@ class _RouterInput(torch.autograd.Function):
     def forward(ctx: Any, x_TD: Tensor, scale_D: Tensor) -> Tensor:
         ctx.save_for_backward(x_TD, scale_D)
         factor_D = scale_D.float() * x_TD.shape[1] ** -0.5
-        return (_normal(x_TD)[0] * factor_D).to(x_TD.dtype)
+        scaled_TD: Tensor = _normal(x_TD)[0] * factor_D
+        return scaled_TD.to(x_TD.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_TD: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, d_TD: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, scale_D = ctx.saved_tensors
         root, (normal_TD, inverse_T1) = x_TD.shape[1] ** -0.5, _normal(x_TD)
         d_normal_TD = d_TD.float() * scale_D.float() * root
@@ -126,7 +127,7 @@ class _Permute(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_RD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_RD: Tensor) -> tuple[Tensor | None, ...]:
         place_TK, *weighed = ctx.saved_tensors
         rows, d_RD = _rows(d_RD), d_RD.contiguous()
         if not weighed:
@@ -148,7 +149,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_TD: Tensor) -> tuple[Tensor | None, ...]:
         place_TK, *weighed = ctx.saved_tensors
         rows, d_TD = _rows(d_TD), d_TD.contiguous()
         if not weighed:
@@ -169,7 +170,7 @@ class _Activate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_RF: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, d_RF: Tensor) -> tuple[Tensor, None, None]:
         (h_RH,) = ctx.saved_tensors
         d_RF = d_RF.contiguous()
         return _rows(h_RH).activate_gradient(d_RF, h_RH, ctx.how, ctx.gated), None, None
@@ -188,7 +189,7 @@ class _AddBias(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_RH: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_RH: Tensor) -> tuple[Tensor | None, ...]:
         expert_R, ends_E = ctx.saved_tensors
         d_RH, d_bias_EH = d_RH.contiguous(), None
         if ctx.needs_input_grad[1]:

@@ -10,6 +10,8 @@ Shape suffixes: T tokens, K experts a token, R = T·K rows, D hidden size, E exp
 H up-projection's width.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# Triton reads the kernels' own annotations, and takes none but constexpr.
 from __future__ import annotations
 
 import torch
@@ -35,13 +37,13 @@ _WIDEST = 1024
 
 
 @triton.jit
-def _gelu_tanh_inner(x):  # type: ignore[no-untyped-def]
+def _gelu_tanh_inner(x):
     """tanh of the usual cubic, by way of the sigmoid."""
     return 2 * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x)) - 1
 
 
 @triton.jit
-def _curve(x, slope, CURVE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _curve(x, slope, CURVE: tl.constexpr):
     """The curve of an activation; CURVE as in `_CURVES`."""
     if CURVE == 0:
         return x * tl.sigmoid(slope * x)
@@ -56,7 +58,7 @@ def _curve(x, slope, CURVE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _slope(x, slope, CURVE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _slope(x, slope, CURVE: tl.constexpr):
     """The derivative of the curve."""
     if CURVE == 0:
         s = tl.sigmoid(slope * x)
@@ -75,7 +77,7 @@ def _slope(x, slope, CURVE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _tile(rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tile(rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Row and column indices of this program's tile, and which of them exist."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
@@ -87,7 +89,7 @@ def activate_kernel(
     h_ptr, out_ptr, rows, F, slope, limit, shift,
     CURVE: tl.constexpr, GATED: tl.constexpr, CLAMPED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     """out[r, f] = curve(gate)·(up + shift), gate and up being the halves of row r of h."""
     row, f, real = _tile(rows, F, BLOCK_R, BLOCK_C)
     start = row * F * 2 if GATED else row * F
@@ -108,7 +110,7 @@ def activate_gradient_kernel(
     d_ptr, h_ptr, out_ptr, rows, F, slope, limit, shift,
     CURVE: tl.constexpr, GATED: tl.constexpr, CLAMPED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     """The gradient of h from d, the gradient of the activation; computes the activation again."""
     row, f, real = _tile(rows, F, BLOCK_R, BLOCK_C)
     start = row * F * 2 if GATED else row * F
@@ -133,7 +135,7 @@ def activate_gradient_kernel(
 def scatter_rows_kernel(
     x_ptr, weight_ptr, place_ptr, out_ptr, D,
     K: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     """Write token t to the rows of its K choices: read once, written K times."""
     t = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -149,7 +151,7 @@ def scatter_rows_kernel(
 def gather_sum_kernel(
     y_ptr, weight_ptr, place_ptr, out_ptr, D,
     K: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip  # type: ignore[no-untyped-def]
+):  # fmt: skip
     """Sum the rows of token t's K choices in their order: deterministic, no atomics."""
     t = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -165,9 +167,7 @@ def gather_sum_kernel(
 
 
 @triton.jit
-def row_dots_kernel(
-    x_ptr, y_ptr, place_ptr, out_ptr, D, K: tl.constexpr, BLOCK_C: tl.constexpr
-):  # type: ignore[no-untyped-def]
+def row_dots_kernel(x_ptr, y_ptr, place_ptr, out_ptr, D, K: tl.constexpr, BLOCK_C: tl.constexpr):
     """The dot product of token t with the row of its choice k."""
     pair = tl.program_id(0).to(tl.int64)
     t = pair // K
@@ -184,7 +184,7 @@ def row_dots_kernel(
 @triton.jit
 def add_bias_kernel(
     h_ptr, bias_ptr, expert_ptr, rows, H, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     """Add to each row, in place, the bias of its expert."""
     row, h, real = _tile(rows, H, BLOCK_R, BLOCK_C)
     expert = tl.load(expert_ptr + row, mask=row < rows, other=0).to(tl.int64)
@@ -194,9 +194,7 @@ def add_bias_kernel(
 
 
 @triton.jit
-def sum_bias_kernel(
-    d_ptr, ends_ptr, out_ptr, H, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):  # type: ignore[no-untyped-def]
+def sum_bias_kernel(d_ptr, ends_ptr, out_ptr, H, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sum the rows of expert e, which stand together; one program per expert and columns."""
     e = tl.program_id(0)
     h = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
@@ -215,7 +213,7 @@ def sum_bias_kernel(
 def _width(columns: int) -> int:
     """Columns of a block: a power of two that divides them where one of 128 and more does."""
     dividing = columns & -columns
-    widest = min(_WIDEST, triton.next_power_of_2(columns))
+    widest = min(_WIDEST, int(triton.next_power_of_2(columns)))
     return min(widest, dividing) if dividing >= 128 else min(widest, 256)
 
 
@@ -250,9 +248,7 @@ def activate_gradient(d_RF: Tensor, h_RH: Tensor, how: Activation, gated: bool) 
     """The gradient of h_RH, given the activation's."""
     out_RH = torch.empty_like(h_RH)
     grid, blocks = _tiles(*d_RF.shape)
-    activate_gradient_kernel[grid](
-        d_RF, h_RH, out_RH, *d_RF.shape, **_how(how, gated), **blocks
-    )
+    activate_gradient_kernel[grid](d_RF, h_RH, out_RH, *d_RF.shape, **_how(how, gated), **blocks)
     return out_RH
 
 
@@ -306,7 +302,5 @@ def sum_bias(d_RH: Tensor, expert_R: Tensor, ends_E: Tensor) -> Tensor:
     """Sum the rows of each expert in fp32; [E, H]."""
     experts, H = ends_E.numel(), d_RH.shape[1]
     sum_EH = torch.empty(experts, H, dtype=torch.float32, device=d_RH.device)
-    sum_bias_kernel[(experts, triton.cdiv(H, 64))](
-        d_RH, ends_E, sum_EH, H, BLOCK_R=32, BLOCK_C=64
-    )
+    sum_bias_kernel[(experts, triton.cdiv(H, 64))](d_RH, ends_E, sum_EH, H, BLOCK_R=32, BLOCK_C=64)
     return sum_EH

@@ -41,10 +41,11 @@ from moeplan.quantity import plain
 
 __all__ = ["Layer", "phase_names"]
 
-_KNOWN_FIELDS = frozenset(
-    "D E k F Fs Dl V gated activation routing shared_gate router_bias router_scales expert_bias "
-    "shared_bias latent_bias stacked transposed down_transposed names".split()
-)
+_KNOWN_FIELDS = {
+    *("D", "E", "k", "F", "Fs", "Dl", "V", "gated", "activation", "routing", "shared_gate"),
+    *("router_bias", "router_scales", "expert_bias", "shared_bias", "latent_bias"),
+    *("stacked", "transposed", "down_transposed", "names"),  # how checkpoints store the weights
+}
 
 
 def phase_names(block: MoE) -> tuple[str, ...]:
@@ -179,9 +180,7 @@ class Layer(nn.Module):
             override_TK = self.table_VK[position_T % len(self.table_VK)].long()
         rule, bias_E, scale_E = self.block.routing, self.selection_bias_E, self.expert_scale_E
         looked_up = self.table_VK is not None
-        return select(
-            logits_TE, rule, self.k, bias_E, override_TK, scale_E, looked_up=looked_up
-        )
+        return select(logits_TE, rule, self.k, bias_E, override_TK, scale_E, looked_up=looked_up)
 
     def forward(
         self,

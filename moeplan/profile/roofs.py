@@ -54,9 +54,9 @@ def measure_roofs(
 ) -> list[Roof]:
     """Measure gemm (in dtype, FLOP/s), copy and reduce (B/s), launch (s); on CUDA also dispatch.
 
-    gemm: square matmul. copy: bytes read and written by a copy. reduce: bytes read by a sum. launch:
-    of an operation that does nothing worth mentioning, from a replayed CUDA graph; on a CPU that
-    is what torch's dispatcher takes. dispatch: the same from Python, call by call.
+    gemm: square matmul. copy: bytes read and written by a copy. reduce: bytes read by a sum.
+    launch: of an operation that does nothing worth mentioning, from a replayed CUDA graph; on a CPU
+    that is what torch's dispatcher takes. dispatch: the same from Python, call by call.
     """
     sizes = sizes or sizes_for(device, quick=quick)
     generator = torch.Generator(device).manual_seed(11)
@@ -71,7 +71,10 @@ def measure_roofs(
 
 
 def _random(
-    device: torch.device, generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32
+    device: torch.device,
+    generator: torch.Generator,
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     return torch.empty(shape, device=device, dtype=dtype).normal_(generator=generator)
 
@@ -146,7 +149,7 @@ def _dispatch(device: torch.device, sizes: Sizes, name: str) -> Roof:
 def _graph_launch(device: torch.device, sizes: Sizes) -> Roof:
     """What a kernel that does nothing takes in a replayed CUDA graph."""
     graph = torch.cuda.CUDAGraph()
-    torch.cuda._sleep(1)  # type: ignore[no-untyped-call]  # loads the kernel before the capture
+    torch.cuda._sleep(1)  # type: ignore[no-untyped-call] # loads the kernel before the capture
     torch.cuda.synchronize(device)
     with torch.cuda.graph(graph):
         for _ in range(sizes.launches):
@@ -173,10 +176,10 @@ def _sampled(
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - start)
             continue
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
         run(turn)
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         torch.cuda.synchronize(device)
         taken.append(begin.elapsed_time(end) / 1e3)
     return taken

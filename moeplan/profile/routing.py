@@ -115,7 +115,7 @@ def _limited(choice_TE: Tensor, rule: Routing) -> Tensor:
     """Bar the experts outside each token's best groups."""
     if rule.groups == 1 or rule.group_limit == rule.groups:
         return choice_TE
-    choice_TGe = choice_TE.unflatten(1, (rule.groups, -1))
+    choice_TGe = choice_TE.view(len(choice_TE), rule.groups, -1)
     if rule.group_score == "top2_sum":
         rank_TG = choice_TGe.topk(2, dim=-1).values.sum(-1)
     else:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["TrackedMemory", "saved_bytes"]
 
 
-class TrackedMemory(TorchDispatchMode):
+class TrackedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that are alive while the mode is on: `now`, and at most, `peak`.
 
     Tensors made before are counted from `watch` on. Storages are counted once, however many views
@@ -27,7 +27,7 @@ class TrackedMemory(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._alive: set[int] = set()

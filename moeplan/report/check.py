@@ -13,7 +13,7 @@ _SIDES = {"headers": "files", "index": "index", "transformers": "transformers"}
 
 def check_tables(c: Check) -> list[Table]:
     """The verdict, the differences, the totals."""
-    tables = [Table(f"{c.path}: {_verdict(c)}", [], notes=[c.label])]
+    tables = [Table(_verdict(c), [], notes=[f"{c.path}, {c.label}"])]
     if c.refusal is not None:
         tables[0].notes.append(f"no estimate: {c.refusal}")
     if c.differences:
@@ -26,10 +26,11 @@ def check_tables(c: Check) -> list[Table]:
 
 def _verdict(c: Check) -> str:
     if c.refusal is not None:
-        return "counted without an estimate"
+        return "Counted without an estimate"
     if not c.differences:
-        return "the estimate is equal, tensor by tensor"
-    return f"the estimate differs in {sum(d.tensors for d in c.differences):,} tensors"
+        return "The estimate is equal, tensor by tensor"
+    number = sum(d.tensors for d in c.differences)
+    return f"The estimate differs in {number:,} tensor" + ("s" if number != 1 else "")
 
 
 def _differences(c: Check) -> Table:

@@ -23,22 +23,28 @@ LABELS = {
     "head": "output head",
 }
 WORD = Column("", "left")
+PASSES = ("prefill", "decode", "training")
 FLOOR_NOTE = (
     "A floor, not a prediction: the datasheet's peak and bandwidth, reached in full. "
-    "Real kernels take longer, often by 20 to 40 %."
+    "Real kernels take longer; --expected gives calibrated times with an error band."
 )
 
 
-def estimate_tables(e: Estimate, *, detail: bool = False) -> list[Table]:
-    """All tables of an estimate; `detail` adds layers, kept activations and the op rows' floor."""
+def estimate_tables(e: Estimate, *, expected: bool = False, detail: bool = False) -> list[Table]:
+    """All tables of an estimate.
+
+    `expected` adds calibrated times, `detail` layers, kept activations and the op rows' floor.
+    """
     tables = [_model(e), _parameters(e), _flops(e), _cache(e), _weights(e), _training(e)]
     if detail:
         tables += [_layers(e), *_activations(e)]
     if e.tree["all_to_all"] is not None:
         tables.append(_exchange(e))
     tables.append(_time(e))
+    if expected:
+        tables.append(_expected(e))
     if detail:
-        tables += [_ops(e, name) for name in ("prefill", "decode", "training")]
+        tables += [_ops(e, name) for name in PASSES]
     tables.append(_assumptions(e))
     return tables
 
@@ -283,7 +289,7 @@ def _time(e: Estimate) -> Table:
             Column("$/M"),
         ],
     )
-    for name in ("prefill", "decode", "training"):
+    for name in PASSES:
         part = t[name]
         dollars = cost[f"{name}_dollars_per_million_tokens"]["sequential"].value if cost else None
         table.rows.append(
@@ -305,6 +311,34 @@ def _time(e: Estimate) -> Table:
             f"tokens/s and $ per million tokens are the sequential ones, at "
             f"{fmt_money(hourly.value, per='h')} ({cost['price_kind']}; {_origin(hourly)})"
         )
+    return table
+
+
+def _expected(e: Estimate) -> Table:
+    title = f"Expected time on one {e.gpu.name}, operations only"
+    columns = ("lower", "expected", "upper", "band", "tokens/s")
+    table = Table(title, [WORD, *(Column(c) for c in columns)])
+    for name in PASSES:
+        found = e[f"time.{name}.calibrated"]
+        if found is None:
+            table.notes.append("no calibration knows this GPU: see the floor above")
+            return table
+        tokens = e[f"time.{name}.tokens"].value / found["expected"].value
+        table.rows.append(
+            (
+                name,
+                *(fmt_time(found[k].value) for k in ("lower", "expected", "upper")),
+                f"±{found['band'].value:.0%}",
+                fmt_count(tokens),
+            )
+        )
+    table.notes.append(
+        f"calibrations: {', '.join(found['calibrations'])} ({found['origin']}); the band is that of "
+        "their own held-out errors, wider beyond the calibrated range"
+    )
+    if found["outside"]:
+        table.notes.append(f"beyond the calibrated range: {', '.join(found['outside'])}")
+    table.notes.append("what a framework does between operations comes on top: docs/accuracy.md")
     return table
 
 

@@ -232,6 +232,35 @@ class FloorRow(_Section):
     bound: Literal["compute", "memory"]
 
 
+class CalibratedRow(_Section):
+    """Expected time of one operation of one layer, seconds."""
+
+    layer: str
+    op: str
+    lower: Number
+    expected: Number
+    upper: Number
+    origin: str
+    """measured, or assumed where the constants were carried over or taken from elsewhere."""
+    calibration: str
+    outside: str
+    """Numbers of the shape that lie beyond the calibrated range."""
+
+
+class Calibrated(_Section):
+    """Expected time of a pass with the band of the calibration's own held-out errors, seconds."""
+
+    lower: Number
+    expected: Number
+    upper: Number
+    band: Number
+    """Half the width in parts of the expected time."""
+    origin: str
+    calibrations: list[str]
+    outside: list[str]
+    rows: list[CalibratedRow]
+
+
 class Pass(_Section):
     """Floor of one pass in seconds, and tokens per second at it."""
 
@@ -248,6 +277,8 @@ class Pass(_Section):
     compute: Number
     memory: Number
     rows: list[FloorRow]
+    calibrated: Calibrated | None
+    """Null for a GPU of the user's own, which no calibration knows."""
 
 
 class Time(_Section):

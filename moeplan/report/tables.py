@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Column", "Table", "print_tables", "to_csv", "to_markdown"]
+__all__ = ["Column", "Table", "print_tables", "to_csv", "to_markdown", "to_text"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,16 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
         for note in table.notes:
             for line in _wrapped(note, console.width):
                 console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def to_text(tables: Iterable[Table], width: int = 100) -> str:
+    """The tables as plain text of that width."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, highlight=False, color_system=None)
+    print_tables(tables, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def _wrapped(note: str, width: int) -> list[str]:

@@ -258,14 +258,19 @@ CASES: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "kimi_linear": [
-        {"linear_attn_config": {"head_dim": 24, "full_attn_layers": [4], "kda_layers": [1, 2, 3, 5]}},
+        {
+            "linear_attn_config": {
+                "head_dim": 24,
+                "full_attn_layers": [4],
+                "kda_layers": [1, 2, 3, 5],
+            }
+        },
         {
             "linear_attn_config": DROP,
             "linear_num_heads": 3,
             "linear_head_dim": 20,
             "num_shared_experts": 2,
             "first_k_dense_replace": 3,
-            "tie_word_embeddings": True,
         },
     ],
     "lfm2_moe": [

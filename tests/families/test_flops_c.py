@@ -179,18 +179,32 @@ def test_mamba_1() -> None:
     assert _flops(rows) - half + padding == counts[""]
 
 
-@pytest.mark.parametrize("i", [0, 1])
-def test_mamba_2_but_its_scan(i: int) -> None:
-    """transformers' fallback of the scan is element-wise; projections and the rest are compared."""
-    config = case("nemotron_h", i)
-    spec, model = read_config(config, "nemotron"), _model(config)
+def _own(counts: dict[str, int], module: str) -> int:
+    """FLOPs of a module that are not of the modules in it."""
+    inside = (n for name, n in counts.items() if name.rpartition(".")[0] == module)
+    return counts[module] - sum(inside)
+
+
+@pytest.mark.parametrize(
+    ("family", "i", "child"),
+    [
+        ("nemotron_h", 0, "in_proj"),
+        ("nemotron_h", 1, "in_proj"),
+        ("kimi_linear", -1, "forget_gate"),
+        ("kimi_linear", 0, "forget_gate"),
+    ],
+)
+def test_all_but_the_scan(family: str, i: int, child: str) -> None:
+    """transformers' fallbacks of these scans are element-wise: everything else is compared."""
+    config = case(family, i)
+    spec, model = read_config(config, family), _model(config)
     for work, context in ((PREFILL, S), (DECODE, C)):
         counts = _counted(model, context, decode=work.phase == "decode")
-        mambas = {n for n in counts if f"{n}.in_proj" in counts}
-        inner = sum(counts[n] for n in mambas) - _sum(counts, ".in_proj", ".out_proj")
+        mixers = [name for name in counts if f"{name}.{child}" in counts]
+        scans = sum(_own(counts, name) for name in mixers)
         rest = [line for line in _rows(spec, work) if line.op.kind != "scan"]
-        assert mambas
-        assert _flops(rest) == counts[""] - inner
+        assert mixers
+        assert _flops(rest) == counts[""] - scans - _sum(counts, "rotary_emb")
 
 
 def test_short_convolution() -> None:

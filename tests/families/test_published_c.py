@@ -247,3 +247,40 @@ def test_lfm2_8b_a1b() -> None:
     cache = kv_cache(model, "bf16", 1, 32_768)
     assert cache["bytes_per_token"].value == 6 * 2 * 8 * 64 * 2
     assert cache["fixed_bytes"].value == 18 * 2048 * 2 * 2
+
+
+def test_kimi_linear_48b_a3b() -> None:
+    """Moonshot AI: 48 B parameters, 3 B active; 7 of 27 layers keep a latent of each token."""
+    full = [4, 8, 12, 16, 20, 24, 27]
+    config = {
+        "model_type": "kimi_linear",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "moe_intermediate_size": 1024,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "q_lora_rank": None,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "vocab_size": 163840,
+        "first_k_dense_replace": 1,
+        "num_experts": 256,
+        "num_experts_per_token": 8,
+        "num_shared_experts": 1,
+        "linear_attn_config": {
+            "head_dim": 128,
+            "num_heads": 32,
+            "short_conv_kernel_size": 4,
+            "full_attn_layers": full,
+            "kda_layers": [i for i in range(1, 28) if i not in full],
+        },
+    }
+    model = read_config(config, "kimi")
+    assert count(model) / 1e9 == pytest.approx(48, abs=1.2)
+    assert active_of(model, ALL) / 1e9 == pytest.approx(3, abs=0.6)
+    cache = kv_cache(model, "bf16", 1, 4096)
+    assert cache["bytes_per_token"].value == 7 * 576 * 2
+    assert cache["fixed_bytes"].value == 20 * (32 * 128 * 128 * 4 + 3 * 32 * 128 * 3 * 2)

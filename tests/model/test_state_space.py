@@ -1,4 +1,4 @@
-"""Mamba-1, Mamba-2 and lightning attention: FLOPs of a chunked run that is checked to be right."""
+"""State spaces and linear attention: FLOPs of chunked runs that are checked to be right."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moeplan.model.kimi_delta_attention import KimiDeltaAttention
 from moeplan.model.lightning_attention import LightningAttention
 from moeplan.model.ops import Block, Op
+from moeplan.model.short_convolution import ShortConvolution
 from moeplan.model.state_space import Mamba1, Mamba2
 from moeplan.model.workload import Phase, Workload
 from moeplan.quantity import evaluate
@@ -18,8 +20,10 @@ from moeplan.quantity import evaluate
 MAMBA1 = Mamba1(D=4096, Di=8192, N=16, R=256, w=4, norms=True)  # Jamba's
 MAMBA2 = Mamba2(D=2688, Hm=64, dm=64, N=128, G=8, w=4, chunk=128)  # Nemotron 3 Nano's
 LIGHTNING = LightningAttention(D=6144, H=64, dh=128)  # MiniMax-Text-01's
-ALL: tuple[Block, ...] = (MAMBA1, MAMBA2, LIGHTNING)
-SCANS = {"selective_scan", "ssd", "lightning"}
+KDA = KimiDeltaAttention(D=2304, H=32, dk=128, w=4)  # Kimi Linear's
+CONV = ShortConvolution(D=2048, w=3)  # LFM2's
+ALL: tuple[Block, ...] = (MAMBA1, MAMBA2, LIGHTNING, KDA, CONV)
+SCANS = {"selective_scan", "ssd", "lightning", "delta_rule"}
 PHASES: tuple[Phase, ...] = ("train", "prefill", "decode")
 
 
@@ -105,11 +109,41 @@ def test_lightning_blocks(S: int, Q: int, heads: int, dh: int) -> None:
     assert flops(block, Workload("prefill", S=S, C=S)) == dot.flops
 
 
+def test_delta_rule_with_a_decay_per_channel() -> None:
+    S, Q, heads, dk = 12, 4, 2, 5
+    random = np.random.default_rng(0)
+    q, k, v = random.normal(size=(3, heads, S, dk)) / 2
+    a, b = random.uniform(0.5, 1, size=(heads, S, dk)), random.uniform(0, 1, size=(heads, S))
+    dot, inverses = Counting(), 0
+    for h in range(heads):
+        state, expected = np.zeros((dk, dk)), []
+        for t in range(S):  # the recurrence
+            state = a[h, t][:, None] * state
+            state = state + np.outer(k[h, t], b[h, t] * (v[h, t] - state.T @ k[h, t]))
+            expected.append(state.T @ q[h, t])
+        state, found = np.zeros((dk, dk)), []
+        for i in range(0, S, Q):  # its chunks
+            decay = np.cumprod(a[h, i : i + Q], axis=0)
+            keys, strength = k[h, i : i + Q], b[h, i : i + Q, None]
+            far, near = keys * decay, keys / decay
+            inverse = np.linalg.inv(np.eye(Q) + np.tril(strength * dot(far, near.T), -1))
+            inverses += Q * (Q - 1) * (Q - 2) // 3
+            new = dot(inverse, strength * v[h, i : i + Q])
+            new = new - dot(dot(inverse, strength * far), state)
+            read = q[h, i : i + Q] * decay
+            found.append(dot(read, state) + dot(np.tril(dot(read, near.T)), new))
+            state = decay[-1][:, None] * state + dot((near * decay[-1]).T, new)
+        np.testing.assert_allclose(np.concatenate(found), expected)
+    block = KimiDeltaAttention(D=8, H=heads, dk=dk, w=4, chunk=Q)
+    assert flops(block, Workload("prefill", S=S, C=S)) == dot.flops + inverses
+
+
 def test_decoding_is_an_outer_product_and_a_product_with_the_state() -> None:
     work = Workload("decode", B=3, S=1, C=1000)
     assert flops(MAMBA1, work) == 3 * (2 + 2) * 8192 * 16
     assert flops(MAMBA2, work) == 3 * (2 + 2) * 64 * 64 * 128
     assert flops(LIGHTNING, work) == 3 * (2 + 2) * 64 * 128 * 128
+    assert flops(KDA, work) == 3 * (2 + 2 + 2) * 32 * 128 * 128  # and a product to correct values
 
 
 @pytest.mark.parametrize("block", ALL)
@@ -122,7 +156,12 @@ def test_decoding_costs_the_same_at_any_context(block: Block) -> None:
 
 @pytest.mark.parametrize(
     ("block", "elements", "bits"),
-    [(MAMBA1, 8192 * 16, 32), (MAMBA2, 64 * 64 * 128, 32), (LIGHTNING, 64 * 128 * 128, 32)],
+    [
+        (MAMBA1, 8192 * 16, 32),
+        (MAMBA2, 64 * 64 * 128, 32),
+        (LIGHTNING, 64 * 128 * 128, 32),
+        (KDA, 32 * 128 * 128, 32),
+    ],
 )
 def test_state_is_fixed_and_decoding_reads_and_writes_it(
     block: Block, elements: int, bits: int
@@ -139,9 +178,11 @@ def test_state_is_fixed_and_decoding_reads_and_writes_it(
 
 
 def test_convolutions_keep_their_last_inputs() -> None:
-    for block, channels in ((MAMBA1, 8192), (MAMBA2, 64 * 64 + 2 * 8 * 128)):
+    channels = ((MAMBA1, 8192), (MAMBA2, 64 * 64 + 2 * 8 * 128), (KDA, 3 * 32 * 128))
+    for block, wide in channels:
         conv = block.cache()[1]
-        assert evaluate(conv.fixed, block.values) == channels * 3
+        assert evaluate(conv.fixed, block.values) == wide * 3
+    assert evaluate(CONV.cache()[0].fixed, CONV.values) == 2048 * 2
 
 
 @pytest.mark.parametrize("block", ALL)
@@ -157,7 +198,7 @@ def test_every_weight_is_used_and_every_matrix_multiplied_once(block: Block) -> 
 
 @given(chunks=st.integers(1, 500), batch=st.integers(1, 4))
 def test_whole_chunks_cost_the_same_each(chunks: int, batch: int) -> None:
-    for block, Q in ((MAMBA2, 128), (LIGHTNING, 256), (MAMBA1, 1)):
+    for block, Q in ((MAMBA2, 128), (LIGHTNING, 256), (KDA, 64), (MAMBA1, 1)):
         one = Workload("prefill", B=1, S=Q, C=Q)
         many = Workload("prefill", B=batch, S=Q * chunks, C=Q * chunks)
         assert flops(block, many) == batch * chunks * flops(block, one)

@@ -17,7 +17,9 @@ from moeplan.profile import exchange
 def main() -> None:
     torch.set_num_threads(1)
     exchange._start("cpu")
-    documents = [exchange.run(exchange._options(arguments)) for arguments in json.loads(sys.argv[1])]
+    documents = [
+        exchange.run(exchange._options(arguments)) for arguments in json.loads(sys.argv[1])
+    ]
     if dist.get_rank() == 0:
         print(json.dumps(documents))
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Expert parallelism over real processes (gloo): same output, counted bytes, times and their fit."""
+"""Expert parallelism over real processes (gloo): same output, counted bytes, times, their fit."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def test_bytes_that_each_rank_sent(ranks: int, name: str) -> None:
 
 
 def test_a_rank_without_rows_was_among_them() -> None:
-    rows = np.array(_documents(4)["idle ranks, weights at the input"]["traffic"]["rows_between_ranks"])
+    rows = np.array(
+        _documents(4)["idle ranks, weights at the input"]["traffic"]["rows_between_ranks"]
+    )
     assert 0 in rows.sum(0)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moeplan.estimation.fold import lines
 from moeplan.estimation.flops import forward_by_component
+from moeplan.estimation.fold import lines
 from moeplan.load import load_preset
 from moeplan.model.ffn import MoE
 from moeplan.model.spec import ModelSpec
@@ -94,7 +94,9 @@ def test_the_count_does_not_depend_on_who_gets_which_token() -> None:
     layer = Layer(kinds()["gpt-oss-120b"], dtype=torch.float32)
     ids_TK = torch.arange(layer.k).expand(30, -1)
     x_TD = layer.input(30)
-    assert count_flops(layer, x_TD, backward=True) == count_flops(layer, x_TD, ids_TK, backward=True)
+    assert count_flops(layer, x_TD, backward=True) == count_flops(
+        layer, x_TD, ids_TK, backward=True
+    )
 
 
 def test_without_the_mapping_torch_counts_no_expert() -> None:

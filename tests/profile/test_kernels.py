@@ -88,7 +88,10 @@ def test_rows_out_and_back(
 ) -> None:
     place_TK, weights_TK = _places(tokens, choices)
     weights = weights_TK if weighted else None
-    x_TD, y_RD = torch.randn(tokens, width).to(dtype), torch.randn(tokens * choices, width).to(dtype)
+    x_TD, y_RD = (
+        torch.randn(tokens, width).to(dtype),
+        torch.randn(tokens * choices, width).to(dtype),
+    )
     for name, rows in (("scatter_rows", x_TD), ("gather_sum", y_RD)):
         found = getattr(kernels, name)(rows, weights, place_TK)
         wanted = getattr(eager, name)(rows.float(), weights, place_TK)
@@ -119,10 +122,14 @@ def test_biases_of_experts_some_of_them_empty(
     expert_R = torch.repeat_interleave(torch.arange(5), counts).to(torch.int16)
     h_RH, bias_EH = torch.randn(ends[-1], 72).to(dtype), torch.randn(5, 72).to(dtype)
     found = kernels.add_bias_(h_RH.clone(), bias_EH, expert_R)
-    assert relative(found, eager.add_bias_(h_RH.float(), bias_EH.float(), expert_R)) < TOLERANCE[dtype]
+    assert (
+        relative(found, eager.add_bias_(h_RH.float(), bias_EH.float(), expert_R)) < TOLERANCE[dtype]
+    )
     sums_EH = kernels.sum_bias(h_RH, expert_R, ends_E)
     for e, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
-        torch.testing.assert_close(sums_EH[e], h_RH[first:last].float().sum(0), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(
+            sums_EH[e], h_RH[first:last].float().sum(0), atol=1e-4, rtol=1e-5
+        )
 
 
 # --------------------------------------------------------------------------------- whole layer

@@ -1,4 +1,4 @@
-"""The `torch` backend computes what the fp32 loop over experts computes, for every kind of layer."""
+"""The `torch` backend computes what the fp32 loop over experts does, for every kind of layer."""
 
 from __future__ import annotations
 
@@ -186,9 +186,9 @@ def test_settings_that_are_not_built_are_refused_by_name() -> None:
     block = small(_moe("mixtral"))
     with pytest.raises(UserError, match=r"does not build MoE\.Z=256"):
         Layer(replace(block, Z=256, r=1), device="meta")
-    with pytest.raises(UserError, match="activation 'sillu'.*did you mean 'silu'"):
+    with pytest.raises(UserError, match=r"activation 'sillu'.*did you mean 'silu'"):
         Layer(replace(block, activation="sillu"), device="meta")
-    with pytest.raises(UserError, match="backend 'touch' is unknown.*did you mean 'torch'"):
+    with pytest.raises(UserError, match=r"backend 'touch' is unknown.*did you mean 'torch'"):
         Layer(block, backend="touch", device="meta")
 
 
@@ -200,7 +200,7 @@ def test_widths_that_grouped_matmuls_cannot_run_are_refused() -> None:
 
 
 def test_fp64_is_refused() -> None:
-    with pytest.raises(UserError, match="do not run in torch.float64"):
+    with pytest.raises(UserError, match=r"do not run in torch\.float64"):
         Layer(small(_moe("mixtral")), dtype=torch.float64)
 
 

@@ -6,9 +6,10 @@ comparison is in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,7 +36,7 @@ class Case(NamedTuple):
     config: str
     sizes: dict[str, str]
     weights: dict[str, str]
-    extra: dict[str, Any] = {}
+    extra: Mapping[str, Any] = MappingProxyType({})
     convert: Callable[[str, Tensor], Tensor] = lambda _, theirs: theirs
 
 

@@ -1,0 +1,422 @@
+"""Whole runs on a CPU, and what is left of them when they are stopped, killed, or out of memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moeplan.errors import UserError
+from moeplan.model.ffn import MoE
+from moeplan.profile import bench, device, runner
+from moeplan.profile.assignment import Assignment
+from moeplan.profile.command import Outcome, ProfileOptions, run_profile
+from moeplan.profile.record import Measurement, Record
+from moeplan.profile.runner import DeviceLost, Runner, is_device_lost, is_out_of_memory
+from moeplan.profile.store import load_record
+from moeplan.profile.suite import FIVE, GRID, GRID_SIZES, Job, Part, suite
+from tests.profile.records import CPU, VERSIONS, roofs, settings, tiny_config
+
+BLOCK = MoE(D=64, E=8, k=2, F=32)
+
+
+def part(*tokens: int, name: str = "small", block: MoE = BLOCK) -> Part:
+    how = (Assignment("uniform"), "torch", "fp32", "forward")
+    return Part(name, tuple(Job(name, "a test", block, size, *how) for size in tokens))
+
+
+def make(folder: Path, **changes: Any) -> Runner:
+    how: dict[str, Any] = {
+        "where": torch.device("cpu"),
+        "facts": CPU,
+        "versions": VERSIONS,
+        "settings": settings(),
+        "folder": folder,
+        "measure_roofs": roofs,
+    }
+    return Runner(**{**how, **changes})
+
+
+def states(record: Record) -> list[tuple[int, str]]:
+    return [(case.tokens, case.state) for case in record.cases]
+
+
+def breaking(at: int, error: Callable[[], BaseException]) -> Callable[..., Measurement]:
+    """`bench.measure` that raises at one size."""
+
+    def measure(passes: bench.Passes, samples: int, **how: Any) -> Measurement:
+        if len(passes.turns[0].ids_TK) == at:
+            raise error()
+        return bench.measure(passes, samples, **how)
+
+    return measure
+
+
+# ---------------------------------------------------------------------------- whole runs
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    folder = tmp_path_factory.mktemp("run")
+    options = ProfileOptions(
+        config=tiny_config(folder), tokens="1,16", quick=True, samples=3, out=folder / "out",
+        device="cpu", note=("a test",), routing="zipf:1.2",
+    )  # fmt: skip
+    return run_profile(options)
+
+
+def test_a_run_writes_a_record_that_holds_everything(outcome: Outcome) -> None:
+    (path,) = outcome.paths
+    assert outcome.code == 0
+    record = load_record(path)
+    assert record.state == "finished"
+    assert [(c.tokens, c.direction, c.state) for c in record.cases] == [
+        (size, direction, "measured")
+        for direction in ("forward", "forward+backward")
+        for size in (1, 16)
+    ]
+    assert {roof.name for roof in record.roofs} == {"gemm", "copy", "reduce", "launch"}
+    assert all(check.passed for check in record.checks)
+    assert record.versions.torch == torch.__version__
+    assert record.notes[0] == "a test"
+    assert "no GPU" in record.notes[1]
+    assert record.settings.routing == "zipf:1.2"
+    for case in record.cases:
+        assert case.measured is not None
+        assert case.prediction is not None
+        assert len(case.measured.eager.samples) == 3
+        assert sum(case.rows_per_expert) == 2 * case.tokens
+        assert case.measured.peak_bytes == pytest.approx(case.prediction.peak_bytes, rel=0.02)
+    made = [case.prediction.made for case in record.cases if case.prediction]
+    assert made == sorted(made)
+    assert max(made) <= record.updated
+
+
+def test_a_run_has_tables_and_a_document(outcome: Outcome) -> None:
+    titles = [table.title for table in outcome.tables]
+    assert any("Roofs" in title for title in titles)
+    assert sum(title.startswith("Ops of") for title in titles) == 2
+    (found,) = json.loads(json.dumps(outcome.document))
+    assert found["state"] == "finished"
+    assert len(found["cases"]) == 4
+
+
+# ------------------------------------------------------------------------ things go wrong
+def test_out_of_memory_is_noted_and_the_run_goes_on(tmp_path: Path) -> None:
+    text = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: 9 bytes"
+    r = make(tmp_path, measure=breaking(2, lambda: RuntimeError(text)))
+    r.run([part(1, 2, 4)])
+    record = load_record(r.paths["small"])
+    assert states(record) == [(1, "measured"), (2, "out of memory"), (4, "measured")]
+    assert "DefaultCPUAllocator" in record.cases[1].reason
+    assert record.state == "finished"
+
+
+def test_a_lost_device_ends_the_run_and_keeps_what_is_there(tmp_path: Path) -> None:
+    lost = RuntimeError("CUDA error: unspecified launch failure\nmore")
+    r = make(tmp_path, measure=breaking(4, lambda: lost))
+    with pytest.raises(DeviceLost, match="unspecified launch failure"):
+        r.run([part(1, 2, 4, 8)])
+    record = load_record(r.paths["small"])
+    assert states(record) == [(1, "measured"), (2, "measured"), (4, "running")]
+    assert (record.state, record.reason) == ("device lost", str(lost).splitlines()[0])
+
+
+def test_an_interrupted_run_is_resumed_where_it_stopped(tmp_path: Path) -> None:
+    r = make(tmp_path, measure=breaking(4, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        r.run([part(1, 2, 4, 8)])
+    before = load_record(r.paths["small"])
+    assert before.state == "interrupted"
+    assert states(before) == [(1, "measured"), (2, "measured"), (4, "running")]
+
+    again = make(tmp_path, resume=True)
+    again.run([part(1, 2, 4, 8)])
+    assert again.paths == r.paths
+    after = load_record(r.paths["small"])
+    assert after.state == "finished"
+    assert [case.tokens for case in after.measured()] == [1, 2, 4, 8]
+    assert after.cases[:2] == before.cases[:2]  # not measured again
+    assert after.started == before.started
+    assert any("resumed" in note for note in after.notes)
+    assert len(after.roofs) == 2 * len(roofs())
+
+
+def test_any_other_error_is_not_hidden(tmp_path: Path) -> None:
+    r = make(tmp_path, measure=breaking(2, lambda: RuntimeError("a mistake in the program")))
+    with pytest.raises(RuntimeError, match="a mistake in the program"):
+        r.run([part(1, 2)])
+    assert [case.tokens for case in load_record(r.paths["small"]).measured()] == [1]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from tests.profile.test_command import bench, make, part
+
+def measure(passes, samples, **how):
+    if len(passes.turns[0].ids_TK) == 4:
+        print("at 4", flush=True)
+        time.sleep(60)
+    return bench.measure(passes, samples, **how)
+
+make(Path(sys.argv[1]), measure=measure).run([part(1, 2, 4, 8)])
+"""
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run in another process that waits in its third case."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"at 4\n"
+        yield process
+        process.kill()
+
+
+def test_a_killed_run_keeps_its_cases_and_is_resumed(
+    stopped: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    os.kill(stopped.pid, signal.SIGKILL)
+    stopped.wait()
+    (path,) = tmp_path.rglob("*.json")
+    before = load_record(path)
+    assert before.state == "running"  # nobody was left to write another
+    assert states(before) == [(1, "measured"), (2, "measured"), (4, "running")]
+    assert before.cases[2].prediction is not None  # made before the run
+
+    again = make(tmp_path, resume=True)
+    again.run([part(1, 2, 4, 8)])
+    assert again.paths["small"] == path
+    after = load_record(path)
+    assert [case.tokens for case in after.measured()] == [1, 2, 4, 8]
+    assert after.cases[:2] == before.cases[:2]
+
+
+def test_a_termination_signal_closes_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warm_up(*_: Any) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        raise AssertionError("the signal did nothing")
+
+    monkeypatch.setattr(bench, "_warm_up", warm_up)
+    options = ProfileOptions(
+        config=tiny_config(tmp_path), tokens="1", quick=True, samples=1, out=tmp_path / "o.json",
+        device="cpu",
+    )  # fmt: skip
+    found = run_profile(options)
+    assert found.code == 130
+    assert "stopped: 0 measured cases are kept" in found.sentence
+    assert "--resume" in found.sentence
+    assert load_record(tmp_path / "o.json").state == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# -------------------------------------------------------------------- what is not measured
+def test_a_size_that_cannot_fit_is_skipped_with_both_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "free_bytes", lambda _: 40_000_000)
+    r = make(tmp_path)
+    r.run([part(1, 100_000)])
+    fits, large = load_record(r.paths["small"]).cases
+    assert fits.state == "measured"
+    assert (large.state, large.free_bytes) == ("skipped", 40_000_000)
+    assert large.prediction is not None
+    assert large.prediction.peak_bytes > 100_000 * 64 * 4
+    assert large.reason.startswith("does not fit: ")
+    assert "40.00 MB free" in large.reason
+    assert large.measured is None
+
+
+def test_a_spent_budget_leaves_the_rest_for_a_resumed_run(tmp_path: Path) -> None:
+    r = make(tmp_path, deadline=time.monotonic() - 1)
+    r.run([part(1, 2)])
+    record = load_record(r.paths["small"])
+    assert states(record) == [(1, "out of time"), (2, "out of time")]
+    assert record.state == "out of time"
+    again = make(tmp_path, resume=True)
+    again.run([part(1, 2)])
+    assert states(load_record(r.paths["small"])) == [(1, "measured"), (2, "measured")]
+
+
+def test_a_part_with_its_own_limit_leaves_time_for_the_next(tmp_path: Path) -> None:
+    hasty = Part("hasty", part(1, name="hasty").jobs, seconds=-1)
+    r = make(tmp_path)
+    r.run([hasty, part(2)])
+    assert states(r.records["hasty"]) == [(1, "out of time")]
+    assert states(r.records["small"]) == [(2, "measured")]
+
+
+def test_a_wrong_backend_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.checks, "TOLERANCE", {"fp32": 1e-12})
+    r = make(tmp_path)
+    r.run([part(1)])
+    record = load_record(r.paths["small"])
+    assert states(record) == [(1, "skipped")]
+    assert record.cases[0].reason == "the backend's results are wrong: see checks"
+    assert not record.checks[0].passed
+
+
+def test_sizes_that_a_backend_cannot_run_are_skipped(tmp_path: Path) -> None:
+    r = make(tmp_path)
+    r.run([part(1, block=MoE(D=66, E=4, k=2, F=32))])
+    (case,) = load_record(r.paths["small"]).cases
+    assert case.state == "skipped"
+    assert "strides of 16 bytes" in case.reason
+
+
+# ------------------------------------------------------------------------------- resuming
+def test_records_that_would_not_mix_are_not_resumed(tmp_path: Path) -> None:
+    make(tmp_path).run([part(1)])
+    with pytest.raises(UserError, match="measured with seed 0, and this run has 1"):
+        make(tmp_path, resume=True, settings=settings(seed=1)).run([part(1)])
+    other = VERSIONS.model_copy(update={"torch": "9"})
+    with pytest.raises(UserError, match="measured with torch 2, and this run has 9"):
+        make(tmp_path, resume=True, versions=other).run([part(1)])
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    make(tmp_path, file=file).run([part(1)])
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="exists: give --resume"):
+        make(tmp_path, file=file).run([part(1)])
+    assert file.read_bytes() == before
+    make(tmp_path).run([part(1)])
+    make(tmp_path).run([part(1)])
+    assert len(list(tmp_path.glob("cpu-test-cpu/small_*.json"))) == 2
+
+
+def test_parts_of_one_name_share_a_record_and_its_checks(tmp_path: Path) -> None:
+    r = make(tmp_path)
+    r.run([part(1), part(2, name="other"), part(4)])
+    assert [case.tokens for case in load_record(r.paths["small"]).measured()] == [1, 4]
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+    assert len(r.records["small"].checks) == 3
+
+
+def test_the_bar_is_told_what_was_planned(tmp_path: Path) -> None:
+    planned: list[float] = []
+    steps: list[float] = []
+    r = make(tmp_path, planned=planned.append, advanced=lambda _, seconds: steps.append(seconds))
+    r.run([part(1, 2)])
+    assert sum(steps) == pytest.approx(planned[0])
+    assert len(steps) > 10
+
+
+# -------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("error", "memory", "lost"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True, False),
+        (MemoryError(), True, False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True, False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
+        (RuntimeError("shapes do not match"), False, False),
+        (ValueError("out of memory"), False, False),
+    ],
+)
+def test_errors_are_told_apart(error: BaseException, memory: bool, lost: bool) -> None:
+    assert is_out_of_memory(error) == memory
+    assert (not memory and is_device_lost(error)) == lost
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "one thing to measure is needed and nothing was given"),
+        ({"preset": "olmoe", "suite": "all"}, "several was given"),
+        ({"preset": "olmo"}, "did you mean 'olmoe"),
+        ({"preset": "llama-3.1-8b"}, "a dense model has no MoE layer to measure"),
+        ({"preset": "olmoe", "dtype": "bf61"}, "did you mean 'bf16'"),
+        ({"preset": "olmoe", "backend": "torhc"}, "did you mean 'torch'"),
+        ({"preset": "olmoe", "device": "gpu"}, "allowed are auto, cpu, cuda and cuda:N"),
+        ({"preset": "olmoe", "device": "tpu0"}, "allowed are auto, cpu, cuda and cuda:N"),
+        ({"preset": "olmoe", "device": "cuda:99"}, "sees . CUDA devices"),
+        ({"preset": "olmoe", "tokens": "0"}, "at least one token"),
+        ({"preset": "olmoe", "tokens": "1,,2"}, "--tokens"),
+        ({"preset": "olmoe", "tokens": "1.5"}, "--tokens"),
+        ({"preset": "olmoe", "budget": "12"}, "--budget"),
+        ({"preset": "olmoe", "samples": 0}, "--samples 0"),
+        ({"preset": "olmoe", "routing": "zipf"}, "exponent"),
+        ({"suite": "gup"}, "did you mean 'gpu'"),
+        ({"suite": "gpu", "out": Path("x.json")}, "name a folder"),
+        ({"suite": "gpu", "routing": "balanced"}, "a suite has its own routings"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run_profile(ProfileOptions(**changes))
+
+
+def test_without_torch_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moeplan.profile.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'moeplan\[profile\]'"):
+        run_profile(ProfileOptions(preset="olmoe"))
+
+
+def test_validating_does_not_import_torch(outcome: Outcome, root: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from moeplan.profile.command import ValidateOptions, run_validate\n"
+        f"run_validate(ValidateOptions([Path({str(outcome.paths[0])!r})]))\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+# --------------------------------------------------------------------------------- plans
+def test_the_suite_for_a_gpu_brings_the_most_valuable_first() -> None:
+    sizes = (1, 16, 64, 512, 4096, 16384)
+    parts = suite("gpu", sizes, ["torch"], "bf16", ["forward", "forward+backward"])
+    names = [p.name for p in parts]
+    assert names[:6] == [*FIVE, "calibration-grid"]
+    forward = [job for p in parts[:5] for job in p.jobs]
+    assert {job.direction for job in forward} == {"forward"}
+    assert len(forward) == 5 * 6
+    backward = [j for p in parts for j in p.jobs if j.direction == "forward+backward"]
+    assert {(job.subject, job.tokens) for job in backward} == {(n, s) for n in FIVE for s in sizes}
+    assert {j.routing.text for p in parts for j in p.jobs} == {"uniform", "zipf:1.2", "balanced"}
+    keys = [job.key for p in parts for job in p.jobs]
+    assert len(keys) == len(set(keys))
+    assert parts[5].seconds == 90
+
+
+def test_the_grid_keeps_off_the_presets_that_judge_it() -> None:
+    grid = next(p for p in suite("gpu", (1,), ["torch"], "bf16", ["forward"]) if "grid" in p.name)
+    assert 55 <= len(grid.jobs) <= 70
+    shapes = {tuple(int(j.block.values[s]) for s in "DFEk") for j in grid.jobs}
+    assert shapes == set(GRID)
+    assert {job.tokens for job in grid.jobs} == set(GRID_SIZES)
+    judged = suite("gpu", (1,), ["torch"], "bf16", ["forward"])[:5]
+    assert not shapes & {tuple(int(p.jobs[0].block.values[s]) for s in "DFEk") for p in judged}
+
+
+def test_the_suite_of_all_has_every_preset_once() -> None:
+    parts = suite("all", (1,), ["torch"], "fp32", ["forward"])
+    names = [p.name for p in parts]
+    assert names[:5] == list(FIVE)
+    assert len(names) == len(set(names)) > 30
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_all_three_times(tmp_path: Path) -> None:
+    options = ProfileOptions(config=tiny_config(tmp_path), tokens="64", quick=True, out=tmp_path)
+    found = run_profile(options)
+    for case in load_record(found.paths[0]).cases:
+        assert case.measured is not None
+        assert case.measured.phase_clock == "kernels"
+        assert case.measured.kernels.samples
+        assert case.measured.peak_source == "CUDA allocator"
