@@ -119,7 +119,9 @@ def main() -> None:
     rows = list(predictions(given.folder / "training_throughput.csv"))
     for row in rows:
         errors = "  ".join(f"{stack} {row[stack]:+.0%}" for stack in STACKS)
-        print(f"{row['container']:9}{row['model']:17}{row['gpus']:10}{row['published']:8.0f}  {errors}")
+        print(
+            f"{row['container']:9}{row['model']:17}{row['gpus']:10}{row['published']:8.0f}  {errors}"
+        )
     for stack in STACKS:
         for what, chosen in (("26.x", True), ("25.x", False)):
             errors = [abs(r[stack]) for r in rows if r["container"].startswith("26") == chosen]

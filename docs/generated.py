@@ -63,3 +63,6 @@ def families() -> str:
         rows.append([f"`{row['model_type']}`", *kinds, row["preset"], *sizes, checked])
     header = ["model type", "mixers", "feed-forward", "preset", "total", "active", "checked"]
     return table(header, rows)
+
+
+import accuracy_tables  # noqa: E402, F401 - it registers the sections of accuracy.md

@@ -58,7 +58,7 @@ class Turns(NamedTuple):
 
 
 def turns_needed(weights: int, touched: int, cache_bytes: int) -> Turns:
-    """Turns that make weights, and the bytes that passes touch, exceed three times the last cache."""
+    """Turns in which weights, and the bytes that passes touch, exceed three last caches."""
     layers = max(math.ceil(CACHES * cache_bytes / max(weights, 1)), 1)
     passes = math.ceil(CACHES * cache_bytes / max(touched, 1))
     return Turns(layers, min(max(layers, passes), _MOST_TURNS))
@@ -68,6 +68,7 @@ def make_layers(
     block: MoE, backend: str, dtype: str, device: torch.device, seed: int, cache_bytes: int
 ) -> list[Layer]:
     """As many equal layers as make their weights more than three times the last cache."""
+
     def make(number: int) -> Layer:
         how = {"backend": backend, "dtype": DTYPES[dtype], "device": device}
         return Layer(block, seed=seed + number, **how)  # type: ignore[arg-type]
@@ -117,7 +118,8 @@ class Passes:
             ids_TK = torch.from_numpy(rotated(ids, number, count, experts)).to(self.device)
             self.turns.append(_Turn(layer, x_TD, ids_TK, d_TD))
         stages: tuple[Stage, ...] = ("forward", "backward") if self.backward else ("forward",)
-        self.names: Names = tuple((name, stage) for stage in stages for name in layers[0].phase_names)
+        phases = layers[0].phase_names
+        self.names: Names = tuple((name, stage) for stage in stages for name in phases)
         self._check_rows(rows_per_expert(ids, experts))
 
     def _check_rows(self, expected: list[int]) -> None:

@@ -53,9 +53,7 @@ def check_backend(
     return out
 
 
-def check_layer(
-    layer: Layer, subject: str, dtype: str, tokens: int, seed: int
-) -> Check:
+def check_layer(layer: Layer, subject: str, dtype: str, tokens: int, seed: int) -> Check:
     """The forward pass of a layer at its full size; takes an fp32 copy of it."""
     ids = Assignment("uniform").ids(tokens, layer.router_ED.shape[0], layer.k, seed)
     ids_TK = torch.from_numpy(ids).to(layer.router_ED.device)
@@ -97,7 +95,7 @@ def _check(
 
 
 def _poison(like: Tensor, top_k: int) -> None:
-    """Fill memory of the sizes at hand with NaN and free it, for the allocator to hand out again."""
+    """Fill memory of the sizes at hand with NaN and free it, to be handed out again."""
     held = [
         torch.full((like.shape[0] * rows, like.shape[1] * wide), torch.nan, dtype=like.dtype,
                    device=like.device)

@@ -109,9 +109,7 @@ def run_profile(options: ProfileOptions, console: Console | None = None) -> Outc
         sentence, code = _guarded(runner, parts)
     records = list(runner.records.values())
     tables = [t for record in records for t in record_tables(record, detail=options.detail)]
-    document = [
-        {"path": str(runner.paths[record.name]), **summary(record)} for record in records
-    ]
+    document = [{"path": str(runner.paths[record.name]), **summary(record)} for record in records]
     return Outcome(list(runner.paths.values()), tables, document, sentence, code)
 
 
@@ -142,7 +140,9 @@ def _prepared(options: ProfileOptions, started: float) -> tuple[Runner, list[Par
     where = device.pick(options.device)
     dtype = options.dtype or ("bf16" if where.type == "cuda" else "fp32")
     dtype_bytes(dtype)
-    directions: list[Direction] = ["forward", "forward+backward"] if options.backward else ["forward"]
+    directions: list[Direction] = ["forward"]
+    if options.backward:
+        directions.append("forward+backward")
     tokens, backends = _tokens(options, where.type), _backends(options.backend)
     routing = Assignment.parse(options.routing, options.routing_trace)
     parts = _plan(options, tokens, routing, backends, dtype, directions)
@@ -279,7 +279,13 @@ def _bar(runner: Runner, console: Console | None) -> Iterator[None]:
     if console is None or not console.is_terminal:
         yield
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(),

@@ -110,12 +110,13 @@ def free_bytes(device: torch.device) -> int:
 def cpu_free_bytes() -> int:
     """Memory that the system, and the limit of the container, leave available."""
     left = [_meminfo("MemAvailable")]
+    groups = Path("/sys/fs/cgroup")
     for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):  # fmt: skip
+        (groups / "memory.max", groups / "memory.current"),
+        (groups / "memory/memory.limit_in_bytes", groups / "memory/memory.usage_in_bytes"),
+    ):
         try:
-            left.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left.append(int(limit.read_text()) - int(used.read_text()))
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
     return max(min(left), 0)
@@ -205,7 +206,8 @@ def _nvml_clocks(index: int) -> Clocks | None:
     nvml: Any = import_module("pynvml")
     try:
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+        uuid = torch.cuda.get_device_properties(index).uuid
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         return Clocks(
             source="NVML",
             clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),

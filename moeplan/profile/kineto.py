@@ -63,7 +63,7 @@ def attribute(
         raise Unavailable(f"the trace holds {len(runs)} passes of {passes}")
     if not kernels:
         raise Unavailable("the profiler saw no kernel (is another profiler attached?)")
-    found = sorted(((s.start, s.end, phase) for s in scopes if (phase := _phase(s.name))))
+    found = sorted((s.start, s.end, phase) for s in scopes if (phase := _phase(s.name)))
     if {phase for _, _, phase in found} != set(names):
         alone = sorted({phase for _, _, phase in found} ^ set(names))
         raise ValueError(f"phases and rows do not match: {alone}")

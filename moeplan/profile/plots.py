@@ -1,4 +1,4 @@
-"""Plots of records: prediction against measurement, time by op, roofline, rows per expert, speed."""
+"""Plots of records: prediction and measurement, time by op, roofline, rows per expert, speed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PLOTS", "draw_all", "plot_errors", "plot_ops", "plot_roofline", "plot_rows", "plot_speed"]
+__all__ = [
+    "PLOTS",
+    "draw_all",
+    "plot_errors",
+    "plot_ops",
+    "plot_roofline",
+    "plot_rows",
+    "plot_speed",
+]
 
 BANDS = (0.1, 0.3)  # of the prediction, shaded around equality
 
@@ -87,10 +95,10 @@ def _equal_axes(ax: Axes, values: Sequence[float]) -> None:
     low, high = ax.get_xlim()
     ax.plot([low, high], [low, high], color=INK, linewidth=0.9, zorder=1)
     for band in BANDS:
+        below, above = ([end * (1 + sign * band) for end in (low, high)] for sign in (-1, 1))
         ax.fill_between(
-            [low, high], [low * (1 - band), high * (1 - band)], [low * (1 + band), high * (1 + band)],
-            color="#0072B2", alpha=0.12, linewidth=0, zorder=0,
-        )  # fmt: skip
+            [low, high], below, above, color="#0072B2", alpha=0.12, linewidth=0, zorder=0
+        )
     ax.set_aspect("equal")
     ax.set_xlabel("measured")
 
@@ -121,8 +129,8 @@ def plot_ops(records: Sequence[Record]) -> Figure:
                 top = max(top, start)
             assert case.measured is not None
             ax.annotate(
-                brief(fmt_time(case.measured.layer.median)), (place, top + 0.02), ha="center", size=7.5,
-                annotation_clip=False, va="bottom", rotation=90 if len(cases) > 10 else 0,
+                brief(fmt_time(case.measured.layer.median)), (place, top + 0.02), ha="center",
+                va="bottom", size=7.5, annotation_clip=False, rotation=90 if len(cases) > 10 else 0,
             )  # fmt: skip
         ax.axhline(1, color=INK, linewidth=0.8)
         ax.set_xticks(range(len(cases)), [_tick(case, cases) for case in cases])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Protocol
 
 from moeplan.errors import UserError, near_miss
 from moeplan.model.ffn import MoE, Routing
@@ -113,9 +113,9 @@ def predict(
     work = Workload("train", B=1, S=case.tokens, C=case.tokens)
     env = dict(case.block.environment(work))
     env["A"] = sum(1 for rows in case.rows_per_expert if rows)
-    stages: tuple[Stage, ...] = ("forward",) if case.direction == "forward" else ("forward", "backward")
+    stages: tuple[Stage, ...] = ("forward", "backward")
     ops = []
-    for stage in stages:
+    for stage in stages[: 1 if case.direction == "forward" else 2]:
         for op in case.block.rows(work):
             if op.kind == "exchange":
                 continue
@@ -189,12 +189,13 @@ def subject_of(block: MoE, source: str) -> Subject:
     """A block as a record keeps it: its numbers by symbol, its other settings, its routing rule."""
     others = {field.name for field in fields(block)} - {"routing", "names"} - block.values.keys()
     kinds = {name: getattr(block, name) for name in sorted(others)}
+    trained = (weight for weight in block.weights() if not weight.buffer)
     return Subject(
         source=source,
         symbols=dict(block.values),
         kinds={name: value for name, value in kinds.items() if value is not None},
         routing=block.routing._asdict(),
-        parameters=int(sum(evaluate(w.elements, block.values) for w in block.weights() if not w.buffer)),
+        parameters=int(sum(evaluate(weight.elements, block.values) for weight in trained)),
     )
 
 
@@ -203,4 +204,6 @@ def block_of(subject: Subject) -> MoE:
     try:
         return MoE(**subject.symbols, **subject.kinds, routing=Routing(**subject.routing))
     except TypeError as problem:
-        raise UserError(f"{subject.source}: the record's block is not understood ({problem})") from None
+        raise UserError(
+            f"{subject.source}: the record's block is not understood ({problem})"
+        ) from None

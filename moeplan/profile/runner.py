@@ -59,8 +59,8 @@ def is_device_lost(error: BaseException) -> bool:
 class Runner:
     """The state of a run: where it measures, until when, and the records it fills.
 
-    measure_roofs: makes the roofs, once. measure: times a case (`bench.measure`). planned, advanced:
-    told the seconds that the whole is thought to take, and those that are done, for a bar.
+    measure_roofs: makes the roofs, once. measure: times a case (`bench.measure`). planned,
+    advanced: told the seconds that the whole is thought to take, and those done, for a bar.
     """
 
     where: torch.device
@@ -109,7 +109,12 @@ class Runner:
         self._end("out of time" if short else "finished", "")
 
     def _left(self, todo: Sequence[tuple[Part, Record]]) -> list[Job]:
-        return [j for part, record in todo for j in part.jobs if j.key not in record.finished_keys()]
+        return [
+            job
+            for part, record in todo
+            for job in part.jobs
+            if job.key not in record.finished_keys()
+        ]
 
     def _open(self, part: Part) -> Record:
         """The record of a part: one that is open already, one to go on with, or a new one."""
@@ -137,7 +142,7 @@ class Runner:
         return record
 
     def _resumed(self, path: Path) -> Record:
-        """A record to go on with. Raises UserError where its figures would not mix with new ones."""
+        """A record to go on with. Raises UserError where its figures and new ones do not mix."""
         record = store.load_record(path)
         for what, old, new in (
             ("device", record.device.name, self.facts.name),
@@ -196,9 +201,7 @@ class Runner:
         needed, free = self._needed(job, memory, case.prediction), self._free()
         if needed > _KEEP_FREE * free:
             case.state, case.free_bytes = "skipped", free
-            case.reason = (
-                f"does not fit: {fmt_bytes(needed)} predicted, {fmt_bytes(free)} free"
-            )
+            case.reason = f"does not fit: {fmt_bytes(needed)} predicted, {fmt_bytes(free)} free"
             return case
         if time.monotonic() > deadline:
             case.state, case.reason = "out of time", "the time budget was spent before it"
@@ -226,7 +229,7 @@ class Runner:
                 {**case.model_dump(), "measured": measured.model_dump(), "state": "measured"}
             )
         except bench.OutOfTime as problem:
-            case.state, case.reason = "out of time", f"not enough of the time budget left: {problem}"
+            case.state, case.reason = "out of time", f"the time budget is too short: {problem}"
         except UserError as problem:
             case.state, case.reason = "skipped", str(problem)
         except (RuntimeError, MemoryError) as problem:
@@ -234,7 +237,7 @@ class Runner:
         return case
 
     def _tick(self, job: Job, case: Case) -> Callable[[], None]:
-        """What a timed pass tells the bar; a case never takes more of it than was planned for it."""
+        """What a timed pass tells the bar; a case never takes more of it than was planned."""
         each = self._estimate(job) / (2 * self.settings.samples + 4)
 
         def tick() -> None:
@@ -290,9 +293,7 @@ class Runner:
             int(memory.weights), sum(op.bytes for op in prediction.ops), self.facts.cache_bytes
         )
         return int(
-            memory.peak
-            + (turns.layers - 1) * memory.weights
-            + (turns.passes - 1) * memory.input
+            memory.peak + (turns.layers - 1) * memory.weights + (turns.passes - 1) * memory.input
         )
 
     def _free(self) -> int:
@@ -333,7 +334,9 @@ class Runner:
             )
             copy = 4 * sum(p.numel() for p in layer.parameters())
             if not self.settings.quick and copy < 0.5 * device.free_bytes(self.where):
-                done.append(checks.check_layer(layer, job.subject, job.dtype, _FULL_CHECK_TOKENS, seed))
+                done.append(
+                    checks.check_layer(layer, job.subject, job.dtype, _FULL_CHECK_TOKENS, seed)
+                )
                 gc.collect()
             record.checks += done
         return all(check.passed for check in done)

@@ -1,4 +1,4 @@
-"""Record files: read with upgrades, written whole or not at all, named by device, subject and date."""
+"""Record files: upgraded when read, written whole or not at all, named by device and subject."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ def block_of_model(spec: ModelSpec) -> tuple[MoE, tuple[str, ...]]:
     if not kinds:
         raise UserError(f"{spec.name}: a dense model has no MoE layer to measure")
     group, block = kinds[0]
-    others = [g.name for g, b in kinds[1:] if b.values != block.values or b.routing != block.routing]
+    same = (block.values, block.routing)
+    others = [g.name for g, b in kinds[1:] if (b.values, b.routing) != same]
     if not others:
         return block, ()
     return block, (f"measured: {group.name}; not measured: {', '.join(others)}",)

@@ -1,7 +1,7 @@
 """Errors of the predictions in records, per op and per layer, and whether they keep a stated band.
 
-An error is predicted/measured − 1: negative where the prediction was too fast. Predictions are those
-that were made before each run. Nothing here needs torch.
+An error is predicted/measured − 1: negative where the prediction was too fast. Predictions are
+those that were made before each run. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class LayerPoint(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Relative errors of some points: of their sizes the mean, median and p90, and the signed mean."""
+    """Relative errors of points: mean, median and p90 of their sizes, and the signed mean."""
 
     count: int
     mean: float
@@ -242,7 +242,7 @@ def _peak_errors(layers: Sequence[LayerPoint]) -> Errors | None:
 
 
 def _between(layers: Sequence[LayerPoint]) -> float | None:
-    """Spread of a case's medians over the records that repeat it: (max − min)/median, its median."""
+    """(max − min)/median of a case's medians in the records that repeat it; the median of these."""
     repeated: dict[tuple[Any, ...], list[float]] = {}
     for point in layers:
         repeated.setdefault((point.device, *point.case.key), []).append(point.measured)

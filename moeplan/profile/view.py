@@ -36,13 +36,14 @@ def record_tables(record: Record, *, detail: bool = False) -> list[Table]:
 def _device(record: Record) -> Table:
     device, versions, clocks = record.device, record.versions, record.device.clocks
     units = "thread" if device.kind == "cpu" else "multiprocessor"
+    memory, cache = (
+        fmt_bytes(size, binary=True) for size in (device.memory_bytes, device.cache_bytes)
+    )
     lines = [
-        f"{device.name}, {device.units} {units}{'s' if device.units != 1 else ''}, {fmt_bytes(device.memory_bytes, binary=True)} "
-        f"memory, {fmt_bytes(device.cache_bytes, binary=True)} cache ({device.cache_source})",
+        f"{device.name}, {device.units} {units}{'s' if device.units != 1 else ''}, "
+        f"{memory} memory, {cache} cache ({device.cache_source})",
         ", ".join(
-            f"{name} {value}"
-            for name, value in versions.model_dump().items()
-            if value is not None
+            f"{name} {value}" for name, value in versions.model_dump().items() if value is not None
         ),
     ]
     known = {
@@ -56,13 +57,15 @@ def _device(record: Record) -> Table:
         shown.append(f"load {clocks.load:g}")
     lines.append(f"{', '.join(shown) or 'clocks unknown'} (from {clocks.source})")
     state = record.state if record.state != "running" else "interrupted (no end was written)"
-    lines.append(f"started {record.started}, {state}" + (f": {record.reason}" if record.reason else ""))
+    why = f": {record.reason}" if record.reason else ""
+    lines.append(f"started {record.started}, {state}{why}")
     settings = record.settings
     lines.append(
         f"{settings.samples} samples a case, seed {settings.seed}, {settings.dtype}, "
         f"backend {', '.join(settings.backends)}"
     )
-    return Table(f"{record.name} on {device.name}", [], notes=lines + [f"note: {n}" for n in record.notes])
+    lines += [f"note: {note}" for note in record.notes]
+    return Table(f"{record.name} on {device.name}", [], notes=lines)
 
 
 def _roofs(record: Record) -> Table:
@@ -247,7 +250,7 @@ def _speed(cases: Sequence[Case]) -> Table:
             )
         )
     sources = sorted({c.measured.peak_source for c in cases if c.measured is not None})
-    table.notes.append(f"memory: measured peak ({', '.join(sources)}), and error of the predicted one")
+    table.notes.append(f"memory: measured peak ({', '.join(sources)}); error: of the predicted one")
     table.notes += _other_clocks(cases)
     return table
 
@@ -289,10 +292,10 @@ def _other_clocks(cases: Sequence[Case]) -> list[str]:
         if found is None:
             continue
         if found.graph.samples:
-            cost = found.eager.median - found.graph.median
-            out[f"launch cost (eager − graph) at {case.tokens:,} {_passes(case)}: {fmt_time(cost)}"] = None
+            cost = fmt_time(found.eager.median - found.graph.median)
+            out[f"launch cost (eager − graph) at {case.tokens:,} {_passes(case)}: {cost}"] = None
         for name in ("kernels", "graph"):
-            if (absent := getattr(found, name).absent):
+            if absent := getattr(found, name).absent:
                 out[f"no {name} time: {absent}"] = None
     return list(out)
 
@@ -325,8 +328,10 @@ def case_tables(case: Case) -> list[Table]:
         "",
     )
     flops, moved = (sum(getattr(op, what) for op, _ in joined) for what in ("flops", "bytes"))
-    work.total = ("layer", fmt_flops(flops), fmt_bytes(moved), fmt_rate(flops / layer, "FLOP"), fmt_rate(moved / layer))  # fmt: skip
-    times.notes.append(f"ops by {case.measured.phase_clock}; layer − ops: {fmt_time(between)}. {_ROOF}")
+    speeds = fmt_rate(flops / layer, "FLOP"), fmt_rate(moved / layer)
+    work.total = ("layer", fmt_flops(flops), fmt_bytes(moved), *speeds)
+    clock = case.measured.phase_clock
+    times.notes.append(f"ops by {clock}; layer − ops: {fmt_time(between)}. {_ROOF}")
     work.title = "Work of the same ops"
     work.notes.append(
         f"peak memory: predicted {fmt_bytes(prediction.peak_bytes)}, measured "
@@ -354,7 +359,9 @@ def _times(name: str, op: OpPrediction, phase: Phase) -> Sequence[str]:
 
 def _work(name: str, op: OpPrediction, phase: Phase) -> Sequence[str]:
     time = phase.median
-    speeds = ("–", "–") if time <= 0 else (fmt_rate(op.flops / time, "FLOP"), fmt_rate(op.bytes / time))
+    speeds = ("–", "–")
+    if time > 0:
+        speeds = (fmt_rate(op.flops / time, "FLOP"), fmt_rate(op.bytes / time))
     return (
         name,
         fmt_flops(op.flops) if op.flops else "0",
@@ -397,4 +404,5 @@ def summary(record: Record) -> dict[str, Any]:
                 "flags": case.measured.flags,
             }
         cases.append(row)
-    return {"name": record.name, "device": record.device.name, "state": record.state, "cases": cases}
+    head = {"name": record.name, "device": record.device.name, "state": record.state}
+    return {**head, "cases": cases}

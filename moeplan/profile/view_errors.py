@@ -35,7 +35,8 @@ def error_tables(found: Validation) -> list[Table]:
     if found.between is not None:
         layers.notes.append(f"spread of medians between runs: {found.between:.0%} (median)")
     devices = ", ".join(dict.fromkeys(record.device.name for record in found.records))
-    methods = dict.fromkeys(c.prediction.method for r in found.records for c in r.measured() if c.prediction)
+    cases = (case for record in found.records for case in record.measured())
+    methods = dict.fromkeys(case.prediction.method for case in cases if case.prediction)
     verdict = Table(
         "Verdict",
         [],

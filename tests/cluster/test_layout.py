@@ -122,15 +122,15 @@ class TestRules:
     )
     def test_a_mask_says_what_single_layouts_say(self, plan, rows):
         names = ("tp", "pp", "vpp", "dp", "cp", "ep", "etp", "microbatch")
-        columns = {n: np.array(c, float) for n, c in zip(names, zip(*rows, strict=True), strict=True)}
+        columns = {
+            n: np.array(c, float) for n, c in zip(names, zip(*rows, strict=True), strict=True)
+        }
         for schedule in ("1f1b", "interleaved", "dualpipe"):
             many = Layout(**columns, batch=960, schedule=schedule)
             mask = legal(many, plan.rules(many), **plan.facts())
             for i, row in enumerate(rows):
                 one = Layout(**dict(zip(names, row, strict=True)), batch=960, schedule=schedule)
-                assert bool(mask[i]) == (
-                    not broken_rules(one, plan.rules(one), **plan.facts())
-                )
+                assert bool(mask[i]) == (not broken_rules(one, plan.rules(one), **plan.facts()))
 
     def test_zero_in_an_array_is_a_point_that_is_not_legal(self, plan):
         many = Layout(tp=[0, 1], dp=2048, batch=2048)

@@ -66,7 +66,7 @@ def test_pipelines_may_vary_faster_than_data_parallelism(net):
 
 def test_largest_part_is_a_divisor_for_numbers_and_arrays():
     for n in range(1, 40):
-        for most in range(0, 45):
+        for most in range(45):
             want = max([d for d in range(1, n + 1) if n % d == 0 and d <= most], default=1)
             assert largest_part(n, most) == want
     n, most = np.meshgrid(np.arange(1, 40), np.arange(0, 45))

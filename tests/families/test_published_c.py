@@ -284,3 +284,48 @@ def test_kimi_linear_48b_a3b() -> None:
     cache = kv_cache(model, "bf16", 1, 4096)
     assert cache["bytes_per_token"].value == 7 * 576 * 2
     assert cache["fixed_bytes"].value == 20 * (32 * 128 * 128 * 4 + 3 * 32 * 128 * 3 * 2)
+
+
+# ------------------------------------- families outside transformers: the whole model, by hand
+def test_arctic_by_hand(shared: Path) -> None:
+    """35 layers: attention, a residual FFN as wide as the model, 128 experts, three norms."""
+    D, F, E = 7168, 4864, 128
+    attention = 2 * D * D + 2 * D * 1024
+    layer = attention + 3 * D * D + E * D + E * 3 * D * F + 3 * D
+    whole = 35 * layer + 2 * 32000 * D + D
+    model = spec(shared, "Snowflake__snowflake-arctic-instruct")
+    assert count(model) == whole
+    assert active_of(model, ALL) == whole - 35 * (E - 2) * 3 * D * F
+
+
+def test_step3_by_hand(shared: Path) -> None:
+    """61 layers, 56 with experts; queries through 2048, one key-value head of 256."""
+    D, dense, F, E = 7168, 18432, 5120, 48
+    attention = D * 2048 + 2048 + 2048 * 64 * 256 + 2 * D * 256 + 64 * 256 * D
+    moe = E * D + (E + 1) * 3 * D * F
+    whole = 61 * (attention + 2 * D) + 5 * 3 * D * dense + 56 * moe + 2 * 128815 * D + D
+    model = spec(shared, "stepfun-ai__step3")
+    assert count(model) == whole
+    assert active_of(model, ALL) == whole - 56 * (E - 3) * 3 * D * F
+
+
+def test_hunyuan_large_by_hand(shared: Path) -> None:
+    """64 layers, every second without keys and values of its own; tied tables."""
+    D, F, E = 6400, 18304, 16
+    attention, keys_values = 2 * D * D + 2 * 80, 2 * D * 8 * 80
+    layer = attention + E * D + (E + 1) * 3 * D * F + 2 * D
+    whole = 64 * layer + 32 * keys_values + 129024 * D + D
+    model = spec(shared, "tencent__Hunyuan-Large-A52B-Instruct")
+    assert count(model) == whole
+    assert active_of(model, ALL) == whole - 64 * (E - 1) * 3 * D * F
+
+
+def test_ling_mini_by_hand(shared: Path) -> None:
+    """20 layers, the first dense; fused projection, head norms, 256 experts and a shared one."""
+    D, F, E = 2048, 512, 256
+    attention = D * (16 + 2 * 4) * 128 + 16 * 128 * D + 2 * 128
+    moe = E * D + (E + 1) * 3 * D * F
+    whole = 20 * (attention + 2 * D) + 3 * D * 5120 + 19 * moe + 2 * 157184 * D + D
+    model = spec(shared, "inclusionAI__Ling-mini-2.0")
+    assert count(model) == whole
+    assert active_of(model, ALL) == whole - 19 * (E - 8) * 3 * D * F

@@ -95,7 +95,13 @@ def test_state_of_every_stage_is_that_of_tensors_dealt_out(pp, tp, dp, ep, etp, 
 
 
 def test_undivided_ranks_hold_the_models_parameters():
-    for name in ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v2-lite", "gpt-oss-20b", "llama-3.2-1b"):
+    for name in (
+        "mixtral-8x7b",
+        "qwen3-30b-a3b",
+        "deepseek-v2-lite",
+        "gpt-oss-20b",
+        "llama-3.2-1b",
+    ):
         spec = load_preset(name)
         plan = TrainingPlan(spec, cluster("h100x8"), TrainingJob(overheads=NONE, mtp=False))
         (rank,) = plan.by_rank(Layout(), gpus=1)

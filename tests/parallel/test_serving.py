@@ -129,7 +129,9 @@ class TestTimes:
 
     def test_speculation_by_enumeration(self):
         """Two drafted tokens, each accepted with 0.8 if the one before was: mean by cases."""
-        plan = ServingPlan(load_preset("deepseek-v3"), cluster("h200x8"), ServingJob(draft=2, acceptance=0.8))
+        plan = ServingPlan(
+            load_preset("deepseek-v3"), cluster("h200x8"), ServingJob(draft=2, acceptance=0.8)
+        )
         v = dict(Layout(dp=8, ep=8).values)
         step = plan._decode(v, 64, lambda x: x)
         cases = [(1, 0.2), (2, 0.8 * 0.2), (3, 0.64)]

@@ -111,10 +111,7 @@ def interleaved(pp, v, m):
     out = []
     for rank in range(pp):
         passes = [
-            (chunk, start + i)
-            for start in range(0, m, pp)
-            for chunk in range(v)
-            for i in range(pp)
+            (chunk, start + i) for start in range(0, m, pp) for chunk in range(v) for i in range(pp)
         ]
         back = [
             (v - 1 - chunk, start + i)

@@ -161,7 +161,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_trace(tmp_path / "absent.npy")
     (tmp_path / "t.npy").write_bytes(b"no array")
-    with pytest.raises(UserError, match="not a .npy array"):
+    with pytest.raises(UserError, match=r"not a \.npy array"):
         read_trace(tmp_path / "t.npy")
     (tmp_path / "t.csv").write_text("1,2")
     with pytest.raises(UserError, match=r"a trace is a \.npy or a \.jsonl file"):

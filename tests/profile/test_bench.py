@@ -102,9 +102,7 @@ def test_time_is_booked_on_the_phase_that_takes_it(
 ) -> None:
     monkeypatch.setitem(backends._BACKENDS, "slow", _Slow())
     ticks: list[int] = []
-    found = measure(
-        passes(direction=direction, backend="slow"), 4, tick=lambda: ticks.append(1)
-    )
+    found = measure(passes(direction=direction, backend="slow"), 4, tick=lambda: ticks.append(1))
     medians = {(phase.name, phase.stage): phase.median for phase in found.phases}
     stages = ("forward", "backward") if direction == "forward+backward" else ("forward",)
     names = Layer(SMALL, dtype=torch.float32).phase_names

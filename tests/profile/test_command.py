@@ -110,7 +110,7 @@ def test_a_run_has_tables_and_a_document(outcome: Outcome) -> None:
 
 # ------------------------------------------------------------------------ things go wrong
 def test_out_of_memory_is_noted_and_the_run_goes_on(tmp_path: Path) -> None:
-    text = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: 9 bytes"
+    text = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 9 B"
     r = make(tmp_path, measure=breaking(2, lambda: RuntimeError(text)))
     r.run([part(1, 2, 4)])
     record = load_record(r.paths["small"])
@@ -232,11 +232,13 @@ def test_a_size_that_cannot_fit_is_skipped_with_both_figures(
     r.run([part(1, 100_000)])
     fits, large = load_record(r.paths["small"]).cases
     assert fits.state == "measured"
-    assert (large.state, large.free_bytes) == ("skipped", 40_000_000)
+    assert large.state == "skipped"
+    assert large.free_bytes is not None
+    assert 40e6 <= large.free_bytes < 50e6  # with what the layers at hand would give back
     assert large.prediction is not None
     assert large.prediction.peak_bytes > 100_000 * 64 * 4
     assert large.reason.startswith("does not fit: ")
-    assert "40.00 MB free" in large.reason
+    assert large.reason.endswith(f"{large.free_bytes / 1e6:.2f} MB free")
     assert large.measured is None
 
 

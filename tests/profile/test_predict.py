@@ -1,4 +1,4 @@
-"""Predictions from roofs: work against torch's counter and hand counts, floors against published."""
+"""Predictions from roofs: work against torch's counter, floors against published figures."""
 
 from __future__ import annotations
 

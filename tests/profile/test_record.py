@@ -119,7 +119,7 @@ def test_a_name_without_a_partner_is_an_error(saved: Path, where: str) -> None:
     inside = data["cases"][0]["prediction" if where == "ops" else "measured"]
     inside[where][0]["name"] = "rooter"
     saved.write_text(json.dumps(data))
-    with pytest.raises(UserError, match="not both: rooter .forward., router .forward."):
+    with pytest.raises(UserError, match=r"not both: rooter \(forward\), router \(forward\)"):
         load_record(saved)
 
 
