@@ -4,8 +4,9 @@
 
 FOLDER holds training_throughput.csv (NVIDIA Megatron-Bridge performance summary). The stack
 "kernels" was fitted to none of its rows; "megatron-bridge" has two fitted figures, from the
-containers 26.x, so the 25.x rows are the test of it. Recomputation is not in the table: where a
-row's memory does not fit without, the run must have had some, and it is predicted without.
+containers 26.x, so the 25.x rows are the test of it. The table does not say what was recomputed,
+so nothing is: memory that exceeds the GPU's ("fits" false) means that the run recomputed, or that
+the memory model is too high, and the table cannot tell which.
 """
 
 from __future__ import annotations
@@ -119,9 +120,8 @@ def main() -> None:
     rows = list(predictions(given.folder / "training_throughput.csv"))
     for row in rows:
         errors = "  ".join(f"{stack} {row[stack]:+.0%}" for stack in STACKS)
-        print(
-            f"{row['container']:9}{row['model']:17}{row['gpus']:10}{row['published']:8.0f}  {errors}"
-        )
+        print(f"{row['container']:9}{row['model']:17}{row['gpus']:10}", end="")
+        print(f"{row['published']:8.0f}  {errors}")
     for stack in STACKS:
         for what, chosen in (("26.x", True), ("25.x", False)):
             errors = [abs(r[stack]) for r in rows if r["container"].startswith("26") == chosen]

@@ -64,7 +64,7 @@ def training() -> str:
                 f"{row['published']:,.0f}",
                 f"{row['kernels']:+.0%}",
                 f"{row['megatron-bridge']:+.0%}",
-                "" if row["fits"] else "recomputes",
+                "" if row["fits"] else "over",
             ]
         )
     header = ["container", "model", "GPUs", "", "token/s/GPU", "kernels", "megatron-bridge"]

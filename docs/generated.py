@@ -66,3 +66,49 @@ def families() -> str:
 
 
 import accuracy_tables  # noqa: E402, F401 - it registers the sections of accuracy.md
+
+
+# One preset of each kind of mixer, with the kind in words.
+LONG_CONTEXT = {
+    "qwen3-235b-a22b": "grouped-query attention",
+    "deepseek-v3": "multi-latent attention",
+    "gpt-oss-120b": "grouped-query, every other layer a window of 128",
+    "deepseek-v3.2": "multi-latent, 2,048 keys picked by an indexer",
+    "deepseek-v4-flash": "compressed keys, windows, an indexer",
+    "qwen3-next-80b-a3b": "gated delta rule, 1 layer in 4 grouped-query",
+    "nemotron-3-nano": "Mamba-2, 6 of 52 layers grouped-query",
+    "minimax-01": "lightning attention, 1 layer in 8 grouped-query",
+}
+CONTEXTS = {"4K": 4096, "128K": 131_072, "1M": 1_048_576}
+
+
+@section("long-context")
+def long_context() -> str:
+    """Return FLOPs of a decoded and of a prefilled token, and cache, at three contexts."""
+    from moeplan import api
+    from moeplan.units import fmt_bytes, fmt_flops
+
+    rows = []
+    for name, kind in LONG_CONTEXT.items():
+        found = [api.estimate(name, context=context) for context in CONTEXTS.values()]
+        figures = [
+            [write(e[path].value) for e in found]
+            for path, write in (
+                ("flops.decode_per_token", fmt_flops),
+                ("flops.forward_per_token", fmt_flops),
+                ("kv_cache.bytes_per_sequence", fmt_bytes),
+            )
+        ]
+        rows.append((name, kind, figures))
+    parts = []
+    for place, words in enumerate(
+        ("FLOPs per decoded token", "FLOPs per prefilled token", "cache")
+    ):
+        first = ["model", "mixers"] if not place else ["model"]
+        header = [*first, *(f"{words} at {context}" for context in CONTEXTS)]
+        lines = [
+            [f"`{name}`", *([kind] if not place else []), *figures[place]]
+            for name, kind, figures in rows
+        ]
+        parts.append(table(header, lines))
+    return "\n\n".join(parts)

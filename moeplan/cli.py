@@ -11,6 +11,7 @@ import typer
 
 from moeplan import cli_measure
 from moeplan.cli_options import (
+    Acceptance,
     Attention,
     Batch,
     Cache,
@@ -19,6 +20,7 @@ from moeplan.cli_options import (
     Context,
     Csv,
     Dispatch,
+    Draft,
     Ep,
     GpuOption,
     Imbalance,
@@ -120,6 +122,8 @@ def estimate(
     optimizer: Optimizer = None,
     gpu: GpuOption = None,
     price: Price = None,
+    draft: Draft = None,
+    acceptance: Acceptance = None,
     expected: Annotated[
         bool, typer.Option("--expected", help="Calibrated times with their error band too.")
     ] = False,
@@ -137,6 +141,7 @@ def estimate(
         context, batch=batch, microbatch=microbatch, tokens=tokens, ep=ep, node=node,
         imbalance=imbalance, attention=attention, weights=weights, cache=cache, dispatch=dispatch,
         combine=combine, policy=policy, optimizer=optimizer, gpu=gpu, price=price,
+        draft=draft, acceptance=acceptance,
     )  # fmt: skip
     result = api.estimate(_one_model(model, preset, config), **scenario)
     if output == "json":
@@ -210,6 +215,8 @@ def explain(
     optimizer: Optimizer = None,
     gpu: GpuOption = None,
     price: Price = None,
+    draft: Draft = None,
+    acceptance: Acceptance = None,
 ) -> None:
     """Show how a number came about: formula, inputs, and the source of each input."""
     from shutil import get_terminal_size
@@ -221,6 +228,7 @@ def explain(
         context, batch=batch, microbatch=microbatch, tokens=tokens, ep=ep, node=node,
         imbalance=imbalance, attention=attention, weights=weights, cache=cache, dispatch=dispatch,
         combine=combine, policy=policy, optimizer=optimizer, gpu=gpu, price=price,
+        draft=draft, acceptance=acceptance,
     )  # fmt: skip
     found = api.explain(model, path, **scenario)
     for line in explain_lines(path, found, depth, get_terminal_size().columns):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Acceptance",
     "Attention",
     "Batch",
     "Cache",
@@ -16,6 +17,7 @@ __all__ = [
     "Context",
     "Csv",
     "Dispatch",
+    "Draft",
     "Ep",
     "GpuOption",
     "Imbalance",
@@ -79,6 +81,8 @@ GpuOption = Annotated[
     str | None, typer.Option("--gpu", help="GPU, or a TOML file with one.", autocompletion=_gpus)
 ]
 Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as '$2/h'.")]
+Draft = Annotated[int | None, typer.Option(help="Tokens drafted a step by the MTP modules.")]
+Acceptance = Annotated[float | None, typer.Option(help="Share of them accepted, 0 to 1.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document, and nothing else.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Tables as Markdown.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Tables as CSV.")]

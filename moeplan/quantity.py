@@ -117,6 +117,11 @@ class Later:
         self._make: Callable[[], Any] | None = make
         self._made: Any = None
 
+    @property
+    def made(self) -> bool:
+        """Whether somebody has looked at it."""
+        return self._make is None
+
     def __call__(self) -> Any:
         """The part itself."""
         if self._make is not None:

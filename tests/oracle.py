@@ -35,10 +35,11 @@ ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
 # Words that transformers uses for another architecture ("ernie" is a BERT there).
 FOREIGN = frozenset(("ernie",))
 # Wrappers whose conversion table only fits the whole model; others build their text model.
-WHOLE = frozenset(("gemma4", "llama4"))
+WHOLE = frozenset(("gemma4", "llama4", "qwen4_exp"))
 OTHER_PARTS = re.compile(
     r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
-    r"audio_tower|talker|code2wav)\."
+    r"audio_tower|talker|code2wav|vit_large_projector|patch_merge_mlp|projector|sam_model|"
+    r"qwen2_model|vision_adapter|vision_projection)\.|(^|\.)(image_newline|view_seperator)$"
 )
 # Prefixes of older files that the tables put before newer ones on the way back.
 OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
@@ -57,12 +58,17 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
         (r"\.attn\.norm\.", ".attn.kv_norm.", "two names become one, and one of them comes back"),
     ),
     "aria": LLAVA,
+    "deepseek_ocr2": OLDER,
     "gemma4": OLDER,
     "glm4v_moe": OLDER,
+    "minimax_m3_vl": LLAVA,
     "mistral3": LLAVA,
+    "muse_spark": OLDER,
     "qwen3_omni_moe": THINKER,
     "qwen3_omni_moe_thinker": THINKER,
     "qwen3_vl_moe": OLDER,
+    "unlimited_ocr": OLDER,
+    "step3p7": ((r"^model\.language_model\.model\.", "model.", "the same"),),
     "kimi_linear": (
         (
             r"\.block_sparse_moe\.(gate|up|down)_proj\.",

@@ -25,22 +25,22 @@ SCENARIOS: list[dict[str, Any]] = [
 ]
 
 
-def check(document: dict[str, Any]) -> None:
-    """Against the pydantic model, without conversions, and against the JSON schema itself."""
-    jsonschema = pytest.importorskip("jsonschema")
-    EstimateDocument.model_validate_json(json.dumps(document), strict=True)
-    jsonschema.Draft202012Validator(json_schema()).validate(document)
-
-
 @pytest.mark.parametrize("name", READABLE)
 def test_every_preset(name: str) -> None:
-    check(json.loads(estimate(spec_of(name)).to_json()))
+    """Without conversions: a count is a whole number, not one that could be made one."""
+    EstimateDocument.model_validate_json(estimate(spec_of(name)).to_json(), strict=True)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek-v3", "llama-3.1-8b", "switch-base-8"])
-@pytest.mark.parametrize("scenario", SCENARIOS[1:])
-def test_other_scenarios(name: str, scenario: dict[str, Any]) -> None:
-    check(json.loads(estimate(name, **scenario).to_json()))
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_schema_agrees_with_the_model(name: str, scenario: dict[str, Any]) -> None:
+    """What stands in the file that others validate with is what we check ourselves."""
+    jsonschema = pytest.importorskip("jsonschema")
+    text = estimate(name, **scenario).to_json()
+    EstimateDocument.model_validate_json(text, strict=True)
+    validator = jsonschema.Draft202012Validator(json_schema())
+    validator.validate(json.loads(text))
+    assert not validator.is_valid(json.loads(text) | {"surprise": 1})
 
 
 def test_text_and_dictionary_are_one_document() -> None:

@@ -16,6 +16,7 @@ from moeplan.estimation.flops import flops
 from moeplan.estimation.memory import kv_cache, stored_tensors
 from moeplan.estimation.parameters import parameters
 from moeplan.estimation.scenario import Scenario
+from moeplan.estimation.speculation import speculation
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Later, Quantity, plain
 
@@ -52,6 +53,9 @@ class Estimate:
             "all_to_all": sections.exchange(spec, scenario),
             "time": time,
             "cost": sections.cost(scenario, self.gpu, time),
+            "speculation": speculation(
+                spec, scenario, self.gpu, cache["format"], stored, params["mtp"]
+            ),
         }
 
     # --------------------------------------------------------------------------- answers
@@ -112,6 +116,13 @@ class Estimate:
         yield from (self.gpu.memory_bytes, self.gpu.memory_bandwidth, *self.gpu.peaks.values())
         if self.tree["cost"] is not None:
             yield self.tree["cost"]["dollars_per_gpu_hour"]
+        for name in sections.PASSES:
+            calibrated = self.tree["time"][name]["calibrated"]
+            if calibrated.made and calibrated() is not None:  # counts once it has been looked at
+                for bound in ("lower", "expected", "upper"):
+                    yield from calibrated()[bound].assumptions()
+        if self.tree["speculation"] is not None:
+            yield self.tree["speculation"]["acceptance"]
 
     def to_model(self) -> dict[str, Any]:
         """The model section as plain values."""

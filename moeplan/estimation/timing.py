@@ -14,11 +14,11 @@ from typing import Any
 
 from moeplan.arrays import is_array, np
 from moeplan.cluster.hardware import Gpu
-from moeplan.estimation.fold import Line, Part, layer_count, lines, summed
+from moeplan.estimation.fold import MODEL, Line, Part, layer_count, lines, summed
 from moeplan.estimation.memory import Stored, StoredTensors, stored_tensors
 from moeplan.model.formats import format_named
 from moeplan.model.ops import Op, Weight
-from moeplan.model.spec import ModelSpec
+from moeplan.model.spec import ModelSpec, Role
 from moeplan.model.workload import Workload
 from moeplan.quantity import Later, Number, Quantity, Source, derive, total
 
@@ -43,13 +43,14 @@ class Floor:
         gpu: Gpu,
         cache: str = "bf16",
         stored: StoredTensors | None = None,
+        roles: tuple[Role, ...] = MODEL,
     ) -> None:
         self.spec, self.work, self.gpu = spec, work, gpu
         self.cache_bytes = format_named(cache, "cache format").bits / 8
         self.backward = work.phase == "train"
         self.stored = stored_tensors(spec) if stored is None else stored
         # exchanges move nothing on one GPU; their bytes are counted by the all-to-all section
-        self.lines = [line for line in lines(spec, work) if line.op.kind != "exchange"]
+        self.lines = [line for line in lines(spec, work, roles) if line.op.kind != "exchange"]
 
     def flops_formula(self, op: Op) -> str:
         """FLOPs of a row in one layer."""
@@ -134,9 +135,10 @@ def floor(
     gpu: Gpu,
     cache: str = "bf16",
     stored: StoredTensors | None = None,
+    roles: tuple[Role, ...] = MODEL,
 ) -> dict[str, Any]:
     """Lower, sequential and upper floor of a pass, with the rows of one layer of each group."""
-    roofline = Floor(spec, work, gpu, cache, stored)
+    roofline = Floor(spec, work, gpu, cache, stored, roles)
     numbers = [(line, *roofline.numbers(line)) for line in roofline.lines]
 
     def of_all(key: str, pick: Callable[[Number, Number], Number]) -> Quantity:

@@ -7,12 +7,12 @@ from moeplan.families.reader import Config, shown
 from moeplan.model.sparse_attention import SparseLatentAttention
 from moeplan.model.spec import ModelSpec
 
-__all__ = ["deepseek_v32", "glm_moe_dsa"]
+__all__ = ["deepseek_v32", "glm_moe_dsa", "indexer_kinds", "sparse_attention"]
 
 FULL, SHARED = "sparse attention", "sparse attention (shared picks)"
 
 
-def _sparse_attention(c: Config, *, indexes: bool = True) -> SparseLatentAttention:
+def sparse_attention(c: Config, *, indexes: bool = True) -> SparseLatentAttention:
     """DSA; its indexer's queries come from the latent that the attention's queries come from."""
     if "q_lora_rank" in c.data and c.data["q_lora_rank"] is None:
         raise c.fail("q_lora_rank", "is null: the indexer's queries need a latent")
@@ -32,7 +32,7 @@ def deepseek_v32(c: Config) -> ModelSpec:
     c.expect("layer_types", [["indexed_attention"] * _layers(c)], "every layer is sparse here")
     c.ignore("rope_interleave", "indexer_rope_interleave")
     moe = routed_experts(c, routing, shared=1)
-    mixer = _sparse_attention(c)
+    mixer = sparse_attention(c)
     return moe_model(c, "deepseek_v32", mixer, moe, dense=3, mtp=1, typed=True)
 
 
@@ -40,7 +40,7 @@ def _layers(c: Config) -> int:
     return int(c.int("num_hidden_layers").value)
 
 
-def _indexer_kinds(c: Config, layers: int) -> list[str]:
+def indexer_kinds(c: Config, layers: int) -> list[str]:
     """Which layers run the indexer; the others take the picks of the last one that did.
 
     From indexer_types, or from the pattern, or from every index_topk_freq-th layer.
@@ -62,10 +62,10 @@ def glm_moe_dsa(c: Config) -> ModelSpec:
     """Read a GLM-5 config: DSA whose picks later layers may share."""
     routing = sigmoid_routing(c, groups=(1, 1), scale=2.5)
     c.ignore("rope_interleave", "indexer_rope_interleave")
-    kinds = _indexer_kinds(c, _layers(c))
-    mixers = {FULL: _sparse_attention(c)}
+    kinds = indexer_kinds(c, _layers(c))
+    mixers = {FULL: sparse_attention(c)}
     if SHARED in kinds:
-        mixers[SHARED] = _sparse_attention(c, indexes=False)
+        mixers[SHARED] = sparse_attention(c, indexes=False)
     moe = routed_experts(c, routing, shared=1)
     return moe_model(
         c, "glm_moe_dsa", mixers, moe, dense=3, mtp=1, typed=True, mixer_kinds=kinds

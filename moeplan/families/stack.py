@@ -10,12 +10,13 @@ from moeplan.families.reader import Config
 from moeplan.model.basic import Norm, Residual
 from moeplan.model.ffn import DenseFFN, MoE
 from moeplan.model.ops import Block
-from moeplan.model.spec import ModelSpec
+from moeplan.model.spec import Group, ModelSpec
 from moeplan.quantity import Quantity
 
 __all__ = [
     "FULL",
     "WINDOW",
+    "Layer",
     "dense_first",
     "layered",
     "sandwich",
@@ -135,12 +136,13 @@ def layered(
     layer: Layer = pre_norm,
     dense: DenseFFN | None = None,
     text: str = "model.",
+    last: Sequence[Group] = (),
     **how: Any,
 ) -> ModelSpec:
     """Close a decoder: a mixer of `kinds` and experts or a dense feed-forward for each layer.
 
     dense: the dense feed-forward, by default `intermediate_size` wide. text: prefix of the text
-    model's tensors. how: further arguments of `decoder`.
+    model's tensors. last: what stands between the layers and the final norm. how: further arguments of `decoder`.
     """
     layers = c.int("num_hidden_layers", symbol="L")
     if dense is None and not all(sparse):
@@ -153,7 +155,7 @@ def layered(
     places = [(k, "moe" if s else "dense") for k, s in zip(kinds, sparse, strict=True)]
     how = {"embed": f"{text}embed_tokens.weight", "norm": f"{text}norm", **how}
     groups = layer_groups(places, build, prefix=f"{text}layers.{{i}}.", count=layers)
-    return decoder(c, hidden, groups, name=name, **how)
+    return decoder(c, hidden, [*groups, *last], name=name, **how)
 
 
 def text_part(

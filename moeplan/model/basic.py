@@ -8,7 +8,16 @@ from moeplan.model.ops import Block, Component, Kept, Op, Weight, linear, pointw
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
 
-__all__ = ["Embedding", "Head", "Norm", "Projection", "Residual", "Scale"]
+__all__ = [
+    "Embedding",
+    "GatedNorm",
+    "GatedResidual",
+    "Head",
+    "Norm",
+    "Projection",
+    "Residual",
+    "Scale",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +130,70 @@ class Scale(Block):
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """One read and one write of the hidden state."""
         return (pointwise("scale", "norms", "T*D", "T*D", weights=self.weights()),)
+
+
+@dataclass(frozen=True, eq=False)
+class GatedResidual(Block):
+    """The addition of a branch to the residual stream with learned vectors on both.
+
+    names: the vectors, each of D; a sum of a branch and the stream that they weigh element by
+    element.
+    """
+
+    D: Number
+    component: Component = "attention"
+    names: tuple[str, ...] = ()
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The vectors."""
+        return tuple(Weight(name, ("D",), "norms", matmul=False) for name in self.names)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """Two reads and one write of the hidden state; both inputs are kept for the vectors."""
+        kept = (Kept("residual_inputs", "2*T*D"),)
+        add = pointwise(
+            "residual", self.component, "2*T*D", "T*D", weights=self.weights(), kept=kept
+        )
+        return (add,)
+
+
+@dataclass(frozen=True, eq=False)
+class GatedNorm(Block):
+    """An RMSNorm whose output is gated by two small projections of itself (A.X K2).
+
+    r: rank between the projections. names: norm, down and up projection.
+    """
+
+    D: Number
+    r: Number
+    name: str = "input_layernorm"
+    names: tuple[str, str, str] = ("norm", "W_down", "W_up")
+
+    def _parts(self) -> tuple[Weight, Weight, Weight]:
+        norm, down, up = (f"{self.name}.{name}.weight" for name in self.names)
+        return (
+            Weight(norm, ("D",), "norms", matmul=False),
+            Weight(down, ("r", "D"), "norms"),
+            Weight(up, ("D", "r"), "norms"),
+        )
+
+    def weights(self) -> tuple[Weight, ...]:
+        """Scale, and the projections to r features and back."""
+        return self._parts()
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """The norm, the two projections, the product with the gate."""
+        norm, down, up = self._parts()
+        op = self.name.rsplit(".", 1)[-1]
+        normed = (Kept(f"{op}_normed", "T*D"),)
+        gate = (Kept(f"{op}_gate", "T*D"),)
+        kept = (Kept(f"{op}_input", "T*D"),)
+        return (
+            pointwise(op, "norms", "T*D", "T*D", weights=(norm,), kept=kept),
+            linear(f"{op}_down", down, kept=normed),
+            linear(f"{op}_up", up, kept=(Kept(f"{op}_rank", "T*r"),)),
+            pointwise(f"{op}_gate", "norms", "2*T*D", "T*D", kept=gate),
+        )
 
 
 @dataclass(frozen=True, eq=False)

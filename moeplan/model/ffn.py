@@ -60,7 +60,9 @@ class ExpertNames(NamedTuple):
     table: str = "mlp.gate.tid2eid"
     input_scale: str = "router.scale"
     expert_scale: str = "router.per_expert_scale"
+    output_bias: str = "mlp.bias"
     latent: tuple[str, str] = ("mlp.fc1_latent_proj", "mlp.fc2_latent_proj")
+    latent_norms: tuple[str, str] = ("mlp.pre_expert_norm", "mlp.experts.post_expert_norm")
 
 
 def _gated_rows(
@@ -165,6 +167,8 @@ class MoE(Block):
     each token its experts, in the place of a selection by score (hash routing, DeepSeek-V4).
     router_scales: learned scales of the router's input and of each expert's weight (Gemma 4).
     shared_bias, latent_bias: biases of the shared experts and of the latent's projections.
+    output_bias: a trained bias behind the sum of the experts (JetMoe).
+    latent_norms: the latent is normalised before the experts, and each expert's output behind it.
     """
 
     D: Number
@@ -184,6 +188,8 @@ class MoE(Block):
     expert_bias: bool = False
     shared_bias: bool = False
     latent_bias: bool = False
+    latent_norms: bool = False
+    output_bias: bool = False
     router_scales: bool = False
     stacked: bool = False
     transposed: bool = False
@@ -287,6 +293,26 @@ class MoE(Block):
         weight = Weight(f"{name}.weight", (n, k), "routed_experts", shard="none")
         return weight, bias if self.latent_bias else None
 
+    def _latent_norm(self, into: bool) -> tuple[Weight, ...]:
+        """The scale of a norm in the latent: before the experts, or of each expert's output."""
+        if not self.latent_norms:
+            return ()
+        name = self.names.latent_norms[0 if into else 1]
+        return (Weight(f"{name}.weight", (self.width,), "norms", matmul=False),)
+
+    def _latent_norm_row(self, *, into: bool) -> list[Op]:
+        if not self.latent_norms:
+            return []
+        moved = f"T*{self.width}" if into else f"T*{self.each}*{self.width}"
+        name = "latent_norm" if into else "experts_norm"
+        kept = (Kept(f"{name}_input", moved),)
+        return [pointwise(name, "norms", moved, moved, weights=self._latent_norm(into), kept=kept)]
+
+    def _output_bias(self) -> tuple[Weight, ...]:
+        if not self.output_bias:
+            return ()
+        return (Weight(self.names.output_bias, ("D",), "routed_experts", matmul=False),)
+
     def _gate(self) -> Weight:
         return Weight(f"{self.names.shared_gate}.weight", ("1", "D"), "shared_experts")
 
@@ -295,8 +321,9 @@ class MoE(Block):
         out = [*self._router(), *self._chooser()]
         if self.Dl is not None:
             out += [w for into in (True, False) for w in self._latent(into) if w is not None]
+        out += [w for into in (True, False) for w in self._latent_norm(into)]
         ins, down = self._experts()
-        out += [*ins, *down]
+        out += [*ins, *down, *self._output_bias()]
         if self.Fs is not None:
             ins, down = self._shared()
             out += [*ins, *down]
@@ -310,6 +337,7 @@ class MoE(Block):
             self._router_row(),
             self._select_row(),
             *self._latent_row(into=True),
+            *self._latent_norm_row(into=True),
             *self._routed_rows(),
             *self._latent_row(into=False),
             *self._shared_rows(),
@@ -359,6 +387,7 @@ class MoE(Block):
             Op("dispatch", "exchange", part, read=moved, shard="experts"),
             Op("permute", "gather", part, read=moved, write=moved, shard="experts"),
             *experts,
+            *self._latent_norm_row(into=False),
             Op("return", "exchange", part, read=moved, shard="experts"),
             Op(
                 "combine",
@@ -366,6 +395,7 @@ class MoE(Block):
                 part,
                 read=moved + own,
                 write=f"T*{width}",
+                weights=self._output_bias(),
                 kept=kept,
                 shard="experts",
             ),

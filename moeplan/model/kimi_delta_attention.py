@@ -24,8 +24,10 @@ _STATE = "H*dk*dk"
 class KimiDeltaAttention(Block):
     """Queries, keys, values with a convolution each; decays, gates; delta rule; output.
 
-    Decays and output gates come from projections through dk features. chunk: tokens per chunk of
-    the chunked form, a kernel's constant. State is fp32.
+    Decays and output gates come from projections through dk features, or from one each where not
+    low_rank. decay_dims: the shape in which the decays' logarithms are stored. output: name of the
+    output projection. chunk: tokens per chunk of the chunked form, a kernel's constant. State is
+    fp32.
     """
 
     D: Number
@@ -33,6 +35,9 @@ class KimiDeltaAttention(Block):
     dk: Number
     w: Number
     chunk: Number = 64
+    low_rank: bool = True
+    decay_dims: tuple[str, ...] = ("1", "1", "H", "1")
+    output: str = "o_proj"
     prefix: str = "self_attn."
 
     def locals(self, work: Workload) -> Mapping[str, str]:
@@ -48,17 +53,35 @@ class KimiDeltaAttention(Block):
     def _matrices(self) -> dict[str, Weight]:
         return {
             **{f"{x}_proj": self._matrix(f"{x}_proj", _WIDE, "D") for x in "qkv"},
+            **self._gates(),
+            "b_proj": self._matrix("b_proj", "H", "D"),
+            "o_proj": self._matrix(self.output, "D", _WIDE, "row"),
+        }
+
+    def _gates(self) -> dict[str, Weight]:
+        """The projections into decays (f) and output gates (g)."""
+        if not self.low_rank:
+            return {f"{x}_proj": self._matrix(f"{x}_proj", _WIDE, "D") for x in "fg"}
+        return {
             **{f"{x}_a_proj": self._matrix(f"{x}_a_proj", "dk", "D", "none") for x in "fg"},
             **{f"{x}_b_proj": self._matrix(f"{x}_b_proj", _WIDE, "dk") for x in "fg"},
-            "b_proj": self._matrix("b_proj", "H", "D"),
-            "o_proj": self._matrix("o_proj", "D", _WIDE, "row"),
         }
+
+    def _gate_rows(self, name: str, x: str) -> list[Op]:
+        m = self._gates()
+        if not self.low_rank:
+            return [linear(f"{name}_proj", m[f"{x}_proj"])]
+        kept = (Kept(f"{name}_latent", "T*dk"),)
+        return [
+            linear(f"{name}_a", m[f"{x}_a_proj"]),
+            linear(f"{name}_b", m[f"{x}_b_proj"], kept=kept),
+        ]
 
     def _convs(self) -> tuple[Weight, ...]:
         return tuple(self._vector(f"{x}_conv1d.weight", _WIDE, "1", "w") for x in "qkv")
 
     def _decays(self) -> tuple[Weight, ...]:
-        return self._vector("dt_bias", _WIDE), self._vector("A_log", "1", "1", "H", "1")
+        return self._vector("dt_bias", _WIDE), self._vector("A_log", *self.decay_dims)
 
     def _norm(self) -> Weight:
         return Weight(f"{self.prefix}o_norm.weight", ("dk",), "norms", matmul=False)
@@ -77,8 +100,7 @@ class KimiDeltaAttention(Block):
             linear("k_proj", m["k_proj"]),
             linear("v_proj", m["v_proj"]),
             self._convolve(work.phase == "decode"),
-            linear("decay_a", m["f_a_proj"]),
-            linear("decay_b", m["f_b_proj"], kept=(Kept("decay_latent", "T*dk"),)),
+            *self._gate_rows("decay", "f"),
             linear("beta", m["b_proj"]),
             pointwise(
                 "decay",
@@ -90,8 +112,7 @@ class KimiDeltaAttention(Block):
                 shard="heads",
             ),
             self._recurrent() if work.phase == "decode" else self._chunked(),
-            linear("gate_a", m["g_a_proj"]),
-            linear("gate_b", m["g_b_proj"], kept=(Kept("gate_latent", "T*dk"),)),
+            *self._gate_rows("gate", "g"),
             pointwise(
                 "gated_norm",
                 "norms",

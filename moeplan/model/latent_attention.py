@@ -122,7 +122,7 @@ class LatentAttention(Block):
 
     def _per_head(self) -> tuple[Weight, ...]:
         """Learned numbers of each head: the sink, and the line that scales its queries."""
-        names = (self.names.sinks,) if self.sinks else ()
+        names: tuple[str, ...] = (self.names.sinks,) if self.sinks else ()
         names += self.names.scaling if self.scales_queries else ()
         return tuple(
             Weight(self.prefix + name, ("H",), "attention", matmul=False, shard="heads")

@@ -30,7 +30,8 @@ Keys of `evaluate_training`
                           assumption; nothing overlaps
   time_compute, time_recompute, time_tp, time_ep, time_cp, time_pp, time_dp, time_bubble,
   time_optimizer          parts of `step` (exposed parts where communication overlaps)
-  step_flops              model FLOPs of a step (causal), whole cluster; full counts every pair
+  step_flops, step_flops_full
+                          model FLOPs of a step on the whole cluster, causal and every pair
   mfu, mfu_full           of the bf16 peak
   tokens_per_second, tokens_per_second_per_gpu
   seconds, gpu_hours      for the job's tokens, where it names them, else nan

@@ -134,7 +134,7 @@ class ServingPlan:
         v: dict[str, Any] = {name: getattr(layout.explained, name) for name in NUMBERS}
         v["world"] = calc("tp*dp*pp", "GPUs", tp=v["tp"], dp=v["dp"], pp=v["pp"])
         v["expert"] = calc("ep*etp", "GPUs", ep=v["ep"], etp=v["etp"])
-        return self._answer(layout, v, explained=True, batch=bare["batch"])
+        return self._answer(layout, v, explained=True, batch=bare["batch"] if bare["fits"] else 1)
 
     # ------------------------------------------------------------------------------- stages
     def _stages(self, v: dict[str, Any]) -> list[list[Any]]:

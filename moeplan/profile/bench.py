@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ _MOST_GRAPHS = 8
 
 Names: TypeAlias = tuple[tuple[str, Stage], ...]
 Tick: TypeAlias = Callable[[], None]
+Clock: TypeAlias = Literal["kernels", "events", "wall"]
 
 
 class OutOfTime(Exception):
@@ -179,7 +180,7 @@ def measure(
     tick()
     after = read_clocks(passes.device)
     found = Measurement(
-        phase_clock=clock,  # type: ignore[arg-type]
+        phase_clock=clock,
         phases=[Phase(name=n, stage=s, samples=_rounded(phases[n, s])) for n, s in passes.names],
         kernels=kernels,
         graph=graph,
@@ -240,7 +241,7 @@ def _warm_up(passes: Passes, samples: int, tick: Tick, deadline: float) -> int:
 
 def _eager(
     passes: Passes, samples: int, tick: Tick
-) -> tuple[dict[tuple[str, Stage], list[float]], list[float], str]:
+) -> tuple[dict[tuple[str, Stage], list[float]], list[float], Clock]:
     """Plain passes and passes with timed phases, one after the other so that drift meets both."""
     phases: dict[tuple[str, Stage], list[float]] = {name: [] for name in passes.names}
     eager = []
@@ -283,8 +284,8 @@ def _phase_seconds(passes: Passes, number: int) -> dict[tuple[str, Stage], float
 
 
 def _event() -> Any:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()  # type: ignore[no-untyped-call]
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
     return event
 
 

@@ -21,7 +21,7 @@ __all__ = ["TOLERANCE", "check_backend", "check_layer", "reduced"]
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}
 """Relative L2 error that a backend may have against the reference."""
 
-_WIDTHS = {"D": 64, "F": 32, "Fs": 48}
+_WIDTHS = {"D": 64, "F": 32, "Fs": 48, "Dl": 32}
 
 
 def reduced(block: MoE) -> MoE:

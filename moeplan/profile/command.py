@@ -19,10 +19,10 @@ from moeplan.load import load_config, load_preset
 from moeplan.profile import require_torch
 from moeplan.profile.assignment import Assignment
 from moeplan.profile.predict import dtype_bytes
-from moeplan.profile.record import Direction, Settings
+from moeplan.profile.record import Direction, Record, Settings
 from moeplan.profile.suite import GPU_SECONDS, QUICK_SIZES, SIZES, Part, one_model, suite
 from moeplan.profile.validate import GATES, Band, Validation, validate
-from moeplan.profile.view import record_tables, summary
+from moeplan.profile.view import record_tables
 from moeplan.profile.view_errors import error_tables
 from moeplan.report.tables import Table
 from moeplan.units import parse
@@ -38,9 +38,10 @@ __all__ = [
     "ValidateOptions",
     "run_profile",
     "run_validate",
+    "summary",
 ]
 
-QUICK_SECONDS = 45.0
+QUICK_SECONDS = 40.0
 SAMPLES = 20
 INTERRUPTED = 130  # what a shell shows for a command that the user has stopped
 
@@ -302,6 +303,34 @@ def _bar(runner: Runner, console: Console | None) -> Iterator[None]:
 
         runner.planned, runner.advanced = planned, advanced
         yield
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """A record in short, for --json: its cases with medians and errors."""
+    cases = []
+    for case in record.cases:
+        row: dict[str, Any] = {
+            "subject": case.subject, "tokens": case.tokens, "routing": case.routing,
+            "backend": case.backend, "dtype": case.dtype, "direction": case.direction,
+            "state": case.state, "reason": case.reason,
+        }  # fmt: skip
+        if case.state == "measured":
+            assert case.prediction is not None
+            assert case.measured is not None
+            time = case.measured.layer.median
+            row |= {
+                "predicted_s": case.prediction.expected,
+                "floor_s": case.prediction.floor,
+                "measured_s": time,
+                "error": case.prediction.expected / time - 1,
+                "clock": case.measured.clock,
+                "peak_predicted_bytes": case.prediction.peak_bytes,
+                "peak_measured_bytes": case.measured.peak_bytes,
+                "flags": case.measured.flags,
+            }
+        cases.append(row)
+    head = {"name": record.name, "device": record.device.name, "state": record.state}
+    return {**head, "cases": cases}
 
 
 # -------------------------------------------------------------------------------- validate

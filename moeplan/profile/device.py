@@ -170,7 +170,8 @@ def read_clocks(device: torch.device) -> Clocks:
     """Clocks, power and reasons for throttling, now."""
     if device.type == "cpu":
         return _cpu_clocks()
-    index = device.index if device.index is not None else torch.cuda.current_device()
+    number: int | None = device.index  # None for "cuda", whatever torch's stubs say
+    index = torch.cuda.current_device() if number is None else number
     read = _nvml_clocks(index) if find_spec("pynvml") is not None else None
     read = read or _smi_clocks(index)
     return read or Clocks(source="absent: neither pynvml nor nvidia-smi could be asked")

@@ -79,7 +79,7 @@ def plot_errors(records: Sequence[Record]) -> Figure:
         found = errors_of((p.predicted for p in layers), (p.measured for p in layers))
         return sheet.finish(
             "Predicted against measured time",
-            f"{found.count} layers: mean error {found.mean:.0%}, median {found.median:.0%}, p90 "
+            f"{found.points} layers: mean error {found.mean:.0%}, median {found.median:.0%}, p90 "
             f"{found.p90:.0%}, bias {found.bias:+.0%}.",
             "Shaded: within 10 % and 30 % of equality. Hollow: with the backward pass (layers), of "
             "the backward pass (ops). Predictions were made before the run. Ops below 1 % of their "
@@ -319,7 +319,7 @@ def _token_axis(ax: Axes, tokens: Sequence[int]) -> None:
 def _speed_line(ax: Axes, cases: Sequence[Case], colour: str) -> list[float]:
     """Draw one line of each kind; return all speeds."""
     x = [case.tokens for case in cases]
-    y, low, high, expected, floor = ([] for _ in range(5))  # type: ignore[var-annotated]
+    y, low, high, expected, floor = ([] for _ in range(5))
     for case in cases:
         assert case.measured is not None
         assert case.prediction is not None

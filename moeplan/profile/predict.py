@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 from moeplan.errors import UserError, near_miss
 from moeplan.model.ffn import MoE, Routing
@@ -202,7 +202,8 @@ def subject_of(block: MoE, source: str) -> Subject:
 def block_of(subject: Subject) -> MoE:
     """The block of a record's subject; tensor names are not kept. Raises UserError."""
     try:
-        return MoE(**subject.symbols, **subject.kinds, routing=Routing(**subject.routing))
+        fields_: dict[str, Any] = {**subject.symbols, **subject.kinds}
+        return MoE(**fields_, routing=Routing(**subject.routing))
     except TypeError as problem:
         raise UserError(
             f"{subject.source}: the record's block is not understood ({problem})"

@@ -122,7 +122,7 @@ def _limited(choice_TE: Tensor, rule: Routing) -> Tensor:
         rank_TG = choice_TGe.amax(-1)
     best_TM = rank_TG.topk(rule.group_limit, dim=-1).indices
     barred_TG = torch.ones_like(rank_TG, dtype=torch.bool).scatter_(1, best_TM, False)
-    return choice_TGe.masked_fill(barred_TG[..., None], float("-inf")).flatten(1)
+    return choice_TGe.masked_fill(barred_TG.unsqueeze(-1), float("-inf")).flatten(1)
 
 
 def _sparsemixer(logits_TE: Tensor, k: int, override_TK: Tensor | None) -> Selected:

@@ -22,7 +22,17 @@ from moeplan.profile.functions import uses_kernels
 from moeplan.profile.layer import Layer
 from moeplan.profile.memory import PeakMemory, peak_memory
 from moeplan.profile.predict import Shape, calibration_for, dtype_bytes, predict, subject_of
-from moeplan.profile.record import Case, Device, Prediction, Record, Roof, Settings, Versions, now
+from moeplan.profile.record import (
+    Case,
+    Device,
+    Measurement,
+    Prediction,
+    Record,
+    Roof,
+    Settings,
+    Versions,
+    now,
+)
 from moeplan.profile.suite import Job, Part
 from moeplan.units import fmt_bytes
 
@@ -75,7 +85,7 @@ class Runner:
     deadline: float = math.inf
     planned: Callable[[float], None] = lambda seconds: None
     advanced: Callable[[str, float], None] = lambda label, seconds: None
-    measure: Callable[..., bench.Measurement] = bench.measure
+    measure: Callable[..., Measurement] = bench.measure
     paths: dict[str, Path] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     _roofs: list[Roof] = field(default_factory=list)
@@ -90,6 +100,9 @@ class Runner:
         cannot be gone on with.
         """
         todo = [(part, self._open(part)) for part in parts]
+        if not self._left(todo):
+            return
+        self._go_on()
         try:
             if not self._roofs:
                 self._roofs = self.measure_roofs()
@@ -156,9 +169,15 @@ class Runner:
                     f"{path}: cannot be resumed: it was measured with {what} {old}, and this run "
                     f"has {new}; leave out --resume to start a new record"
                 )
-        record.notes.append(f"resumed {now()} after it was {record.state}; roofs measured anew")
-        record.state, record.reason = "running", ""
         return record
+
+    def _go_on(self) -> None:
+        """Note in the records that are gone on with how they had ended."""
+        for record in self.records.values():
+            if record.cases:
+                was = "killed" if record.state == "running" else record.state
+                record.notes.append(f"resumed {now()}, after it was {was}; roofs measured anew")
+                record.state, record.reason = "running", ""
 
     def _end(self, state: str, reason: str) -> None:
         for record in self.records.values():

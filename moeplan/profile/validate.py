@@ -78,7 +78,7 @@ class LayerPoint(NamedTuple):
 class Errors(NamedTuple):
     """Relative errors of points: mean, median and p90 of their sizes, and the signed mean."""
 
-    count: int
+    points: int
     mean: float
     median: float
     p90: float

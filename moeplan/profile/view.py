@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from moeplan.profile.record import Case, Check, OpPrediction, Phase, Record, Roof, quantile
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_flops, fmt_rate, fmt_time
 
-__all__ = ["case_tables", "percent", "record_tables", "summary"]
+__all__ = ["case_tables", "percent", "record_tables"]
 
 WORD = Column("", "left")
 
@@ -378,31 +377,3 @@ def _left_out(cases: Sequence[Case]) -> Table:
         why = "interrupted: the run ended here" if case.state == "running" else case.reason
         table.rows.append((*_who(case, varying), why or case.state))
     return table
-
-
-def summary(record: Record) -> dict[str, Any]:
-    """A record in short, for --json: its cases with medians and errors."""
-    cases = []
-    for case in record.cases:
-        row: dict[str, Any] = {
-            "subject": case.subject, "tokens": case.tokens, "routing": case.routing,
-            "backend": case.backend, "dtype": case.dtype, "direction": case.direction,
-            "state": case.state, "reason": case.reason,
-        }  # fmt: skip
-        if case.state == "measured":
-            assert case.prediction is not None
-            assert case.measured is not None
-            time = case.measured.layer.median
-            row |= {
-                "predicted_s": case.prediction.expected,
-                "floor_s": case.prediction.floor,
-                "measured_s": time,
-                "error": _error(case.prediction.expected, time),
-                "clock": case.measured.clock,
-                "peak_predicted_bytes": case.prediction.peak_bytes,
-                "peak_measured_bytes": case.measured.peak_bytes,
-                "flags": case.measured.flags,
-            }
-        cases.append(row)
-    head = {"name": record.name, "device": record.device.name, "state": record.state}
-    return {**head, "cases": cases}

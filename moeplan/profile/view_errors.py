@@ -29,7 +29,7 @@ def error_tables(found: Validation) -> list[Table]:
     if found.peak is not None:
         layers.notes.append(
             f"peak memory: mean error {found.peak.mean:.2%}, bias {found.peak.bias:+.2%} "
-            f"over {found.peak.count} cases"
+            f"over {found.peak.points} cases"
         )
     layers.notes.append(f"spread of samples within a case, p10 to p90: {found.spread:.0%} (median)")
     if found.between is not None:
@@ -53,7 +53,7 @@ def error_tables(found: Validation) -> list[Table]:
 
 def _cells(errors: Errors) -> tuple[str, ...]:
     return (
-        str(errors.count),
+        str(errors.points),
         percent(errors.mean),
         percent(errors.median),
         percent(errors.p90),

@@ -7,6 +7,7 @@ from typing import Any
 
 from moeplan.estimation.estimate import Estimate
 from moeplan.quantity import Quantity
+from moeplan.report.speculation import speculation_table
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
 
@@ -43,6 +44,8 @@ def estimate_tables(e: Estimate, *, expected: bool = False, detail: bool = False
     tables.append(_time(e))
     if expected:
         tables.append(_expected(e))
+    if "draft" in e.scenario.given:
+        tables.append(speculation_table(e))
     if detail:
         tables += [_ops(e, name) for name in PASSES]
     tables.append(_assumptions(e))

@@ -164,7 +164,8 @@ def _one_gpu(row: dict[str, Any]) -> Table:
 
     def line(label: str, figure: dict[str, Any] | None) -> None:
         if figure is not None:
-            text = _WRITERS.get(figure["unit"], lambda v: f"{v:,}")(figure["value"])
+            write = _WRITERS.get(figure["unit"])
+            text = write(figure["value"]) if write else f"{figure['value']:,}"
             origin = figure["source"]
             if figure["kind"] == "assumed":
                 origin = f"assumed: {origin}"

@@ -312,6 +312,47 @@ class Cost(_Section):
     training_dollars_per_million_tokens: Dollars
 
 
+class StepCost(_Section):
+    """FLOPs, bytes and floor in seconds of a step of the batch, or of one token of it."""
+
+    flops: Number
+    bytes: Number
+    lower: Number
+    sequential: Number
+    upper: Number
+
+
+class Speedup(_Section):
+    """Tokens per second over those without speculation, by floor."""
+
+    lower: Number
+    sequential: Number
+    upper: Number
+
+
+class Speculation(_Section):
+    """Decoding with drafts of the MTP modules; null where none was asked for or none can draft."""
+
+    draft: int
+    """Tokens drafted a step."""
+    acceptance: Number
+    modules: int
+    parameters: int
+    """Of the modules, without shared embedding and head."""
+    tokens_per_step: Number
+    """Expected tokens that a sequence gains a step."""
+    verification: StepCost
+    """The model over 1 + draft new tokens a sequence."""
+    drafting: StepCost
+    """All passes of the modules in a step."""
+    step: StepCost
+    per_token: StepCost
+    """A step over the tokens that the batch gains."""
+    per_token_without: StepCost
+    """Plain decoding."""
+    speedup: Speedup
+
+
 class Assumption(_Section):
     """A value that neither the file nor the user gave."""
 
@@ -334,6 +375,7 @@ class EstimateDocument(_Section):
     all_to_all: AllToAllSection | None
     time: Time
     cost: Cost | None
+    speculation: Speculation | None
     assumptions: list[Assumption]
 
 

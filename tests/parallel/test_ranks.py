@@ -9,6 +9,7 @@ import pytest
 
 from moeplan.cluster.hardware import cluster
 from moeplan.cluster.layout import Layout
+from moeplan.estimation.parameters import count
 from moeplan.load import load_preset
 from moeplan.model.ffn import MoE
 from moeplan.parallel import Overheads, TrainingJob, TrainingPlan
@@ -105,8 +106,6 @@ def test_undivided_ranks_hold_the_models_parameters():
         spec = load_preset(name)
         plan = TrainingPlan(spec, cluster("h100x8"), TrainingJob(overheads=NONE, mtp=False))
         (rank,) = plan.by_rank(Layout(), gpus=1)
-        from moeplan.estimation.parameters import count
-
         assert rank["dense"] + rank["experts"] == count(spec), name
 
 
@@ -120,9 +119,6 @@ def test_a_tied_head_and_mtp_need_a_second_embedding_behind_the_first_stage():
 
 
 # --------------------------------------------------------------------- rows against shard marks
-_SYMBOLS_ONLY = {"norms"}  # norms over all heads, biases: divided, though not marked
-
-
 @pytest.mark.parametrize("name", sorted(p.name for p in presets()))
 def test_divided_symbols_agree_with_the_shard_marks_of_weights(name):
     """A matrix that is marked as cut has a symbol that tp divides, and one that has is marked."""

@@ -188,11 +188,19 @@ def test_with_as_many_microbatches_as_stages_all_forwards_come_first():
     assert max(map(sum, in_flight(4, 2, 3, 4))) == 8
 
 
+GIVEN = {
+    "all_stages": 24.0,
+    "slowest": 3.0,
+    "all_weights": 8.0,
+    "weights": 1.0,
+    "backward": 2.0,
+    "pp": 8,
+    "vpp": 4,
+}
+
+
 class TestBubbles:
     """Figures of the papers' tables, for equal stages with F = 1, B = 2 (of it W = 1)."""
-
-    given = dict(all_stages=24.0, slowest=3.0, all_weights=8.0, weights=1.0, backward=2.0, pp=8,
-                 vpp=4)  # fmt: skip
 
     @pytest.mark.parametrize(
         ("schedule", "want"),
@@ -204,10 +212,10 @@ class TestBubbles:
         ],
     )
     def test_closed_forms(self, schedule, want):
-        assert bubble(schedule, **self.given) == pytest.approx(want)
+        assert bubble(schedule, **GIVEN) == pytest.approx(want)
 
     def test_a_bubble_is_never_negative(self):
-        given = {**self.given, "weights": 3.0, "all_weights": 24.0}
+        given = {**GIVEN, "weights": 3.0, "all_weights": 24.0}
         assert bubble("zero-bubble", **given) == 0
         assert bubble("dualpipe", **given) == 0
 

@@ -117,9 +117,12 @@ def test_doubling_tokens_doubles_bytes_and_data_parallel_bytes_stay():
     one, _ = rows("ep=8,tp=2,pp=2,gbs=32")
     two, _ = rows("ep=8,tp=2,pp=2,gbs=32,mbs=2")
     for a in one:
-        b = next(r for r in two if (r["group"], r["op"]) == (a["group"], a["op"])
-                 and r["bytes"] == a["bytes"] * (1 if a["group"] in ("dense", "edp") else 2))  # fmt: skip
         times = 1 if a["group"] in ("dense", "edp") else 2
+        b = next(
+            r
+            for r in two
+            if (r["group"], r["op"], r["bytes"]) == (a["group"], a["op"], times * a["bytes"])
+        )
         assert a["times"] == times * b["times"]
 
 

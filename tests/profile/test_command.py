@@ -23,7 +23,7 @@ from moeplan.profile.command import Outcome, ProfileOptions, run_profile
 from moeplan.profile.record import Measurement, Record
 from moeplan.profile.runner import DeviceLost, Runner, is_device_lost, is_out_of_memory
 from moeplan.profile.store import load_record
-from moeplan.profile.suite import FIVE, GRID, GRID_SIZES, Job, Part, suite
+from moeplan.profile.suite import Job, Part
 from tests.profile.records import CPU, VERSIONS, roofs, settings, tiny_config
 
 BLOCK = MoE(D=64, E=8, k=2, F=32)
@@ -147,6 +147,11 @@ def test_an_interrupted_run_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     assert after.started == before.started
     assert any("resumed" in note for note in after.notes)
     assert len(after.roofs) == 2 * len(roofs())
+
+    make(
+        tmp_path, resume=True, measure_roofs=lambda: pytest.fail("nothing is left to measure")
+    ).run([part(1, 2, 4, 8)])
+    assert load_record(r.paths["small"]) == after
 
 
 def test_any_other_error_is_not_hidden(tmp_path: Path) -> None:
@@ -377,40 +382,6 @@ def test_validating_does_not_import_torch(outcome: Outcome, root: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
-
-
-# --------------------------------------------------------------------------------- plans
-def test_the_suite_for_a_gpu_brings_the_most_valuable_first() -> None:
-    sizes = (1, 16, 64, 512, 4096, 16384)
-    parts = suite("gpu", sizes, ["torch"], "bf16", ["forward", "forward+backward"])
-    names = [p.name for p in parts]
-    assert names[:6] == [*FIVE, "calibration-grid"]
-    forward = [job for p in parts[:5] for job in p.jobs]
-    assert {job.direction for job in forward} == {"forward"}
-    assert len(forward) == 5 * 6
-    backward = [j for p in parts for j in p.jobs if j.direction == "forward+backward"]
-    assert {(job.subject, job.tokens) for job in backward} == {(n, s) for n in FIVE for s in sizes}
-    assert {j.routing.text for p in parts for j in p.jobs} == {"uniform", "zipf:1.2", "balanced"}
-    keys = [job.key for p in parts for job in p.jobs]
-    assert len(keys) == len(set(keys))
-    assert parts[5].seconds == 90
-
-
-def test_the_grid_keeps_off_the_presets_that_judge_it() -> None:
-    grid = next(p for p in suite("gpu", (1,), ["torch"], "bf16", ["forward"]) if "grid" in p.name)
-    assert 55 <= len(grid.jobs) <= 70
-    shapes = {tuple(int(j.block.values[s]) for s in "DFEk") for j in grid.jobs}
-    assert shapes == set(GRID)
-    assert {job.tokens for job in grid.jobs} == set(GRID_SIZES)
-    judged = suite("gpu", (1,), ["torch"], "bf16", ["forward"])[:5]
-    assert not shapes & {tuple(int(p.jobs[0].block.values[s]) for s in "DFEk") for p in judged}
-
-
-def test_the_suite_of_all_has_every_preset_once() -> None:
-    parts = suite("all", (1,), ["torch"], "fp32", ["forward"])
-    names = [p.name for p in parts]
-    assert names[:5] == list(FIVE)
-    assert len(names) == len(set(names)) > 30
 
 
 @pytest.mark.gpu

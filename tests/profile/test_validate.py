@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from moeplan.errors import UserError
-from moeplan.profile.command import ValidateOptions, run_validate
+from moeplan.profile.command import ValidateOptions, run_validate, summary
 from moeplan.profile.plots import PLOTS, draw_all, plot_errors, plot_ops, plot_rows, plot_speed
 from moeplan.profile.record import Record
 from moeplan.profile.store import save_record
 from moeplan.profile.validate import GATES, Band, errors_of, op_points, validate
-from moeplan.profile.view import percent, record_tables, summary
+from moeplan.profile.view import percent, record_tables
 from moeplan.profile.view_errors import error_tables
 from moeplan.report.tables import Table, print_tables
 from tests.profile.records import case, record
@@ -35,7 +35,7 @@ def text(tables: list[Table], width: int = 80) -> str:
 
 def test_errors_by_hand() -> None:
     found = errors_of([1, 3, 2, 4], [2, 2, 2, 4])  # -50 %, +50 %, 0, 0
-    assert found.count == 4
+    assert found.points == 4
     assert found.mean == pytest.approx(0.25)
     assert found.median == pytest.approx(0.25)
     assert found.p90 == pytest.approx(0.5)
@@ -54,7 +54,7 @@ def test_records_are_judged_per_op_and_per_layer(tmp_path: Path) -> None:
     found = validate([write(tmp_path, record([CASE]), record([other]))])
     assert found.ops["router", "forward"].mean == pytest.approx(0.05)
     assert found.ops["combine", "forward"].bias == pytest.approx(-0.3)
-    assert found.all_ops.count == 4
+    assert found.all_ops.points == 4
     assert found.layers["model"].mean == pytest.approx(1 - 2.0 / 2.1)
     assert found.layers["other"].mean == pytest.approx(1 / 3)
     assert found.whole.bias == pytest.approx(-(1 - 2.0 / 2.1 + 1 / 3) / 2)

@@ -25,6 +25,7 @@ PLOTS: Mapping[str, str] = {
     "flops": "bars.plot_flops",
     "memory": "bars.plot_memory",
     "kv_cache": "curves.plot_kv_cache",
+    "context": "curves.plot_context",
     "all_to_all": "curves.plot_all_to_all",
     "roofline": "roofline.plot_roofline",
     "dense": "dense.plot_dense",

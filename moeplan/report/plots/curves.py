@@ -1,30 +1,43 @@
-"""Curves over one setting: cache against context, all-to-all bytes against expert parallelism."""
+"""Curves over one setting.
+
+Cache and FLOPs against context, all-to-all bytes against expert parallelism.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from moeplan.estimation.estimate import Estimate
+from moeplan.estimation.flops import forward
 from moeplan.estimation.memory import kv_cache
 from moeplan.estimation.scenario import Scenario
 from moeplan.estimation.sections import exchange
+from moeplan.model.workload import Workload
 from moeplan.quantity import plain
 from moeplan.report.compare import per_token
-from moeplan.report.plots.sheet import Sheet, brief, few, look, used
+from moeplan.report.plots.sheet import Sheet, brief, few, log_axis, look, used
 from moeplan.report.style import INK, model_style
-from moeplan.units import fmt_bytes
+from moeplan.units import fmt_bytes, fmt_flops
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CONTEXTS", "cache_curve", "exchange_curve", "plot_all_to_all", "plot_kv_cache"]
+__all__ = [
+    "CONTEXTS",
+    "cache_curve",
+    "decode_curve",
+    "exchange_curve",
+    "plot_all_to_all",
+    "plot_context",
+    "plot_kv_cache",
+]
 
-CONTEXTS = (1024, 1024 * 1024)  # first and last context of the cache plot, in tokens
+CONTEXTS = (1024, 1024 * 1024)  # first and last context of a plot against it, in tokens
 _STEPS = 8  # points per doubling: a window's corner then looks like one
 
 
@@ -43,15 +56,19 @@ def cache_curve(e: Estimate) -> Curve:
     The points include the estimate's own context and the model's own maximum, where they lie
     between the ends.
     """
+    contexts = _contexts(e)
+    stored, batch = e.tree["kv_cache"]["format"], e.scenario["batch"]
+    found = kv_cache(e.spec, stored, batch, contexts)["bytes"].value
+    return Curve(contexts, np.broadcast_to(np.asarray(found, dtype=np.float64), contexts.shape))
+
+
+def _contexts(e: Estimate) -> Any:
     first, last = CONTEXTS
     doublings = int(np.log2(last / first))
     grid = np.round(first * 2.0 ** (np.arange(doublings * _STEPS + 1) / _STEPS))
     own = [plain(e.scenario["context"]), _most(e)]
     extra = [float(x) for x in own if x is not None and first <= x <= last]
-    contexts = np.unique(np.concatenate([grid, extra]))
-    stored, batch = e.tree["kv_cache"]["format"], e.scenario["batch"]
-    found = kv_cache(e.spec, stored, batch, contexts)["bytes"].value
-    return Curve(contexts, np.broadcast_to(np.asarray(found, dtype=np.float64), contexts.shape))
+    return np.unique(np.concatenate([grid, extra]))
 
 
 def _most(e: Estimate) -> Any:
@@ -66,13 +83,8 @@ def plot_kv_cache(estimates: Sequence[Estimate]) -> Figure:
         ax = sheet.figure.subplots()
         lines = []
         for index, (name, e) in enumerate(zip(sheet.names, estimates, strict=True)):
-            lines.append(_cache_line(ax, name, e, index, len(estimates)))
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
-        ax.set_xlim(CONTEXTS[0], CONTEXTS[1])
-        ax.xaxis.set_major_formatter(_tokens)
-        ax.yaxis.set_major_formatter(lambda y, _: brief(fmt_bytes(y)))
-        ax.set_xlabel("context (tokens of a sequence)")
+            lines.append(_line(ax, name, e, cache_curve(e), index, len(estimates)))
+        _context_axes(ax, fmt_bytes)
         ax.set_ylabel(f"cache of batch {used(estimates, 'batch')} (bytes)")
         _memory_lines(ax, estimates)
         if any(line is not None for line in _beyond(estimates)):
@@ -86,9 +98,19 @@ def plot_kv_cache(estimates: Sequence[Estimate]) -> Figure:
         )
 
 
-def _cache_line(ax: Axes, name: str, e: Estimate, index: int, models: int) -> Artist:
+def _context_axes(ax: Axes, write: Callable[[float], str]) -> None:
+    """Both axes logarithmic, context in powers of two."""
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xlim(CONTEXTS[0], CONTEXTS[1])
+    ax.xaxis.set_major_formatter(_tokens)
+    ax.yaxis.set_major_formatter(lambda y, _: brief(write(y)))
+    ax.set_xlabel("context (tokens of a sequence)")
+
+
+def _line(ax: Axes, name: str, e: Estimate, curve: Curve, index: int, models: int) -> Artist:
     """A model's curve: whole up to its own maximum context, thin beyond."""
-    style, curve, most = model_style(index), cache_curve(e), _most(e)
+    style, most = model_style(index), _most(e)
     end = len(curve.x) if most is None else max(1, int(np.searchsorted(curve.x, most, "right")))
     # markers of different models stand at different places, so that equal curves both show
     every = (index * 2 * _STEPS // max(1, models), 2 * _STEPS)
@@ -165,6 +187,54 @@ def _growth(names: Sequence[str], estimates: Sequence[Estimate]) -> str:
         text = f"{name} {fmt_bytes(now)}"
         found.append((now, text if now == later else f"{text} ({fmt_bytes(later)} beyond windows)"))
     return f"A token adds: {few(found)}."
+
+
+# -------------------------------------------------------------------------- FLOPs of decoding
+def decode_curve(e: Estimate) -> Curve:
+    """FLOPs of a decoded token at each context, in one call of the fold with an array."""
+    contexts = _contexts(e)
+    work = Workload("decode", B=1, S=1, C=contexts, mask=e.scenario["attention"])
+    found = np.asarray(forward(e.spec, work), dtype=np.float64)
+    return Curve(contexts, np.broadcast_to(found, contexts.shape))
+
+
+def plot_context(estimates: Sequence[Estimate]) -> Figure:
+    """FLOPs of a decoded token against context, both logarithmic."""
+    with look():
+        sheet = Sheet(estimates, 8.5, 4.6)
+        ax = sheet.figure.subplots()
+        curves = [decode_curve(e) for e in estimates]
+        lines = [
+            _line(ax, name, e, curve, index, len(estimates))
+            for index, (name, e, curve) in enumerate(
+                zip(sheet.names, estimates, curves, strict=True)
+            )
+        ]
+        _context_axes(ax, fmt_flops)
+        # a model that hardly grows must not look as if it did: two decades at least
+        least, most = (float(f([f(c.y) for c in curves])) for f in (np.min, np.max))
+        spare = max(1.3, (100 * least / most) ** 0.5)
+        log_axis(ax.yaxis, [least, most], fmt_flops, margin=spare, most=6)
+        ax.set_ylabel("forward FLOPs of a decoded token")
+        if any(line is not None for line in _beyond(estimates)):
+            lines.append(_beyond_key())
+        return sheet.finish(
+            "FLOPs of a decoded token against context",
+            _dearer(sheet.names, curves),
+            "One sequence, one new token; attention over all keys that a layer's window, chunk or "
+            "selection leaves, recurrent layers by their state.",
+            lines,
+        )
+
+
+def _dearer(names: Sequence[str], curves: Sequence[Curve]) -> str:
+    """How many times dearer a token is at the longest context than at the shortest."""
+    found = []
+    for name, curve in zip(names, curves, strict=True):
+        times = float(curve.y[-1] / curve.y[0])
+        found.append((times, f"{name} {times:.3g} times"))
+    first, last = (_tokens(x) for x in CONTEXTS)
+    return f"From {first} to {last} tokens of context a decoded token gets dearer: {few(found)}."
 
 
 # ---------------------------------------------------------------------------- all-to-all
