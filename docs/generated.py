@@ -65,9 +65,6 @@ def families() -> str:
     return table(header, rows)
 
 
-import accuracy_tables  # noqa: E402, F401 - it registers the sections of accuracy.md
-
-
 # One preset of each kind of mixer, with the kind in words.
 LONG_CONTEXT = {
     "qwen3-235b-a22b": "grouped-query attention",
@@ -112,3 +109,7 @@ def long_context() -> str:
         ]
         parts.append(table(header, lines))
     return "\n\n".join(parts)
+
+
+import accuracy_tables  # noqa: E402, F401 - it registers the sections of accuracy.md
+import cluster_tables  # noqa: E402, F401 - it registers the sections of cluster.md

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moeplan import cli_measure
+from moeplan import cli_layout, cli_measure
 from moeplan.cli_options import (
     Acceptance,
     Attention,
@@ -313,6 +313,7 @@ def schema() -> None:
     _print_json(json_schema())
 
 
+cli_layout.register(app)
 cli_measure.register(app)
 
 

@@ -39,14 +39,15 @@ WHOLE = frozenset(("gemma4", "llama4", "qwen4_exp"))
 OTHER_PARTS = re.compile(
     r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
     r"audio_tower|talker|code2wav|vit_large_projector|patch_merge_mlp|projector|sam_model|"
-    r"qwen2_model|vision_adapter|vision_projection)\.|(^|\.)(image_newline|view_seperator)$"
+    r"qwen2_model|patch_merger|pre_mm_projector_norm|vision_language_adapter|"
+    r"vision_adapter|vision_projection)\.|(^|\.)(image_newline|view_seperator)$"
 )
 # Prefixes of older files that the tables put before newer ones on the way back.
 OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
 LLAVA = ((r"^language_model\.model\.model\.", "language_model.model.", "an older file's prefix"),)
 THINKER = (
-    (r"^(thinker\.model\.)?thinker\.language_model\.model\.", "thinker.model.", "the same"),
-    (r"^thinker\.model\.thinker\.", "thinker.", "the same"),
+    (r"^thinker\.(thinker\.)?", "thinker.", "the same"),
+    (r"^thinker\.model\.thinker\.language_model\.model\.", "thinker.model.", "the same"),
 )
 # What transformers' names become in the released checkpoint, where its conversion table does not
 # lead back to them: (pattern, replacement or None for a tensor that no checkpoint has, reason).
@@ -61,8 +62,14 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "deepseek_ocr2": OLDER,
     "gemma4": OLDER,
     "glm4v_moe": OLDER,
+    "glm5_next": OLDER,
     "minimax_m3_vl": LLAVA,
     "mistral3": LLAVA,
+    "mistral_large4": (
+        (r"^model\.language_model\.model\.embed_tokens\.", "tok_embeddings.", "the same"),
+        (r"^model\.language_model\.model\.rotary_emb\.", "lerope.", "the same"),
+        (r"^model\.language_model\.model\.", "", "the same"),
+    ),
     "muse_spark": OLDER,
     "qwen3_omni_moe": THINKER,
     "qwen3_omni_moe_thinker": THINKER,

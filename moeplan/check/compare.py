@@ -64,6 +64,10 @@ class Totals:
     size: int | None = 0
     dtypes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, int | None]:
+        """The three totals, for JSON."""
+        return {"tensors": self.tensors, "values": self.values, "bytes": self.size}
+
 
 @dataclass
 class Check:
@@ -94,8 +98,12 @@ class Check:
             "source": {"kind": self.kind, "label": self.label},
             "equal": self.equal,
             "refusal": self.refusal,
-            "estimate": None if self.here is None else vars(self.here) | {"dtypes": None},
-            "counted": vars(self.there),
+            "estimate": None if self.here is None else self.here.to_dict(),
+            "counted": self.there.to_dict(),
+            "by_dtype": {
+                dtype: {"tensors": number, "bytes": size}
+                for dtype, (number, size) in sorted(self.there.dtypes.items())
+            },
             "differences": [difference._asdict() for difference in self.differences],
             "notes": self.notes,
         }

@@ -48,6 +48,7 @@ FAMILIES: dict[str, str] = {
     "glm4_moe": "glm.glm4_moe",
     "glm4_moe_lite": "glm.glm4_moe_lite",
     "glm4v_moe": "vision_language.glm4v_moe",
+    "glm5_next": "glm5_next.glm5_next",
     "glm_moe_dsa": "deepseek_sparse.glm_moe_dsa",
     "gpt_oss": "gpt_oss.gpt_oss",
     "granitemoe": "granitemoe.granitemoe",
@@ -80,6 +81,7 @@ FAMILIES: dict[str, str] = {
     "mistral": "dense.mistral",
     "mistral3": "vision_language.mistral3",
     "mistral4": "vision_language.mistral4",
+    "mistral_large4": "mistral_large4.mistral_large4",
     "mixtral": "mixtral.mixtral",
     "muse_spark": "muse_spark.muse_spark",
     "nemotron_h": "nemotron_h.nemotron_h",
@@ -103,6 +105,7 @@ FAMILIES: dict[str, str] = {
     "step3p7": "step3p5.step3p7",
     "switch_transformers": "switch.switch_transformers",
     "unlimited_ocr": "ocr.unlimited_ocr",
+    "zaya": "zaya.zaya",
 }
 
 # Baselines without experts; a file of any other family that leaves no layer with experts is wrong.

@@ -7,14 +7,12 @@ from dataclasses import replace
 from moeplan.families.deepseek import routed_experts, sigmoid_routing
 from moeplan.families.reader import Config, shown
 from moeplan.families.stack import (
-    FULL,
     WINDOW,
     dense_first,
     layered,
     scoped_attention,
     scopes,
     sparse_words,
-    unbounded,
 )
 from moeplan.model.ffn import ExpertNames
 from moeplan.model.spec import ModelSpec
@@ -37,14 +35,10 @@ def windows_of_pattern(c: Config, layers: int) -> list[str]:
 
 
 def exaone_moe(c: Config) -> ModelSpec:
-    """Read a K-EXAONE config; without a window, all layers are full and rotate."""
+    """Read a K-EXAONE config; only windowed layers rotate."""
     hidden = c.int("hidden_size", symbol="D")
     layers = int(c.int("num_hidden_layers", symbol="L").value)
-    if unbounded(c):
-        kinds, turned = [FULL] * layers, [FULL]
-        c.ignore("layer_types", "sliding_window_pattern")
-    else:
-        kinds, turned = windows_of_pattern(c, layers), [WINDOW]
+    kinds = windows_of_pattern(c, layers)
     modules = c.optional("num_nextn_predict_layers")
     if modules is not None:
         c.note("the multi-token-prediction modules that the file names are not counted")
@@ -52,7 +46,7 @@ def exaone_moe(c: Config) -> ModelSpec:
     moe = routed_experts(c, sigmoid_routing(c, groups=(1, 1), scale=2.5), shared=1)
     moe = replace(moe, names=NAMES)
     mixers = scoped_attention(
-        c, hidden, kinds, window=4096, turned=turned, grouped=True, qk_norm="head"
+        c, hidden, kinds, window=4096, turned=(WINDOW,), grouped=True, qk_norm="head"
     )
     first = dense_first(c, layers, "first_k_dense_replace", 1)
     marks = c.list("is_moe_layer", length=layers, default=None)

@@ -77,9 +77,7 @@ def kolibri1(c: Config) -> ModelSpec:
         renormalise=c.flag("norm_topk_prob", default=False),
     )
     kinds = scopes(c, layers, full=lambda i: (i + 1) % 5 == 0)
-    turned = (WINDOW,)
-    if unbounded(c):
-        kinds, turned = [FULL] * layers, (FULL,)
+    turned = (FULL,) if unbounded(c) else (WINDOW,)  # without windows, full layers rotate
     mixers = scoped_attention(
         c,
         hidden,

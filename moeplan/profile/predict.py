@@ -43,6 +43,11 @@ UNCALIBRATED = (
     "are reached in full. Expect it to be too fast, by 20 to 30 % on a GPU and by more on a CPU."
 )
 
+REFERENCE = (
+    "The reference backend is a loop in fp32, for correctness: the prediction is that of the torch "
+    "backend, and its errors are not counted."
+)
+
 LAUNCHES: Mapping[Stage, Mapping[str, int]] = {
     "forward": {"linear": 1, "grouped_linear": 2, "pointwise": 1, "gather": 1, "select": 15},
     "backward": {"linear": 2, "grouped_linear": 4, "pointwise": 1, "gather": 2, "select": 6},
@@ -124,10 +129,11 @@ def predict(
             if calibration is not None:
                 seconds = calibration.seconds(op, row, case.rows_per_expert, env)
             ops.append(row if seconds is None else row.model_copy(update={"expected": seconds}))
+    note = UNCALIBRATED if calibration is None else ""
     return Prediction(
         made=now(),
         method="roofs of this run" if calibration is None else f"calibration {calibration.name}",
-        note=UNCALIBRATED if calibration is None else "",
+        note=REFERENCE if case.backend == "reference" else note,
         ops=ops,
         expected=sum(op.expected for op in ops),
         peak_bytes=peak_bytes,

@@ -293,7 +293,7 @@ class Runner:
         )
 
     def _predict(self, job: Job, rows: Sequence[int], memory: PeakMemory) -> Prediction:
-        shape = Shape(job.block, job.tokens, rows, job.dtype, job.direction)
+        shape = Shape(job.block, job.tokens, rows, job.dtype, job.direction, job.backend)
         calibration = calibration_for(self.facts.name, job.backend, job.dtype)
         return predict(shape, self._roofs, int(memory.peak), calibration)
 

@@ -6,7 +6,7 @@ those that were made before each run. Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,10 +102,10 @@ def errors_of(predicted: Iterable[float], measured: Iterable[float]) -> Errors:
 
 
 def layer_points(records: Iterable[Record]) -> list[LayerPoint]:
-    """Every measured case of the records."""
+    """Every measured case of the records that is to be judged."""
     out = []
     for record in records:
-        for case in record.measured():
+        for case in _judged(record):
             assert case.prediction is not None
             assert case.measured is not None
             timing = case.measured.layer
@@ -127,7 +127,7 @@ def op_points(records: Iterable[Record], share: float = SHARE) -> list[OpPoint]:
     """Every op of every measured case that took at least `share` of the ops' time together."""
     out = []
     for record in records:
-        for case in record.measured():
+        for case in _judged(record):
             joined = case.joined()
             whole = sum(phase.median for _, phase in joined)
             for op, phase in joined:
@@ -141,6 +141,11 @@ def op_points(records: Iterable[Record], share: float = SHARE) -> list[OpPoint]:
                     )
                 )  # fmt: skip
     return out
+
+
+def _judged(record: Record) -> Iterator[Case]:
+    """Measured cases, without those of the reference backend, which is there to be right."""
+    return (case for case in record.measured() if case.backend != "reference")
 
 
 class Validation(NamedTuple):

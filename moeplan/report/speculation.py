@@ -26,11 +26,11 @@ def speculation_table(e: Estimate) -> Table:
     )
     assert table.values is not None
     rows = {
-        f"verification, {1 + draft} new tokens": found["verification"],
-        f"drafting, {draft} passes" if draft != 1 else "drafting, 1 pass": found["drafting"],
+        f"verify {1 + draft} new": found["verification"],
+        f"draft {draft}": found["drafting"],
         "step": found["step"],
-        "an accepted token": found["per_token"],
-        "a token without drafts": found["per_token_without"],
+        "accepted token": found["per_token"],
+        "undrafted token": found["per_token_without"],
     }
     for name, cost in rows.items():
         seconds = [cost[bound].value for bound in _BOUNDS]
@@ -42,11 +42,13 @@ def speculation_table(e: Estimate) -> Table:
     table.rows.append(("faster by", "", "", *(f"{times:.2f}x" for times in gain)))
     table.values.append(("faster by", "", "", *gain))
     modules = found["modules"].value
-    again = f", of {modules:,} in the model, run again" if draft > modules else ""
+    powers = ["1", "a", *(f"a^{n}" for n in range(2, draft + 1))][: draft + 1]
+    series = " + ".join(powers if draft < 4 else [*powers[:2], "...", powers[-1]])
+    again = " (its modules run again)" if draft > modules else ""
     table.notes = [
-        f"{accepted:.4g} tokens a step and sequence: 1 + a + ... + a^{draft} with acceptance "
-        f"a = {found['acceptance'].value:g}, a draft counting only after accepted ones",
-        f"drafting: a module{again}, one token a sequence and pass; what it reads again to fill "
-        "its own cache is left out",
+        f"{accepted:.4g} tokens a step and sequence: {series} with acceptance "
+        f"a = {found['acceptance'].value:g}; a draft counts only where all before it were accepted",
+        f"draft: as many passes over one token of each sequence{again}; what a module reads again "
+        "to fill its own cache is left out",
     ]
     return table

@@ -179,6 +179,7 @@ def test_the_command_as_json(
     assert found["differences"][0]["kind"] == "extra"
     assert sum(d["tensors"] for d in found["differences"]) == 19
     assert found["counted"]["tensors"] == len(mixtral())
+    assert found["counted"]["bytes"] == found["by_dtype"]["BF16"]["bytes"]
 
 
 @pytest.mark.parametrize("output", ["--markdown", "--csv"])

@@ -98,6 +98,26 @@ def test_the_data_is_never_read(tmp_path: Path) -> None:
     assert header(tmp_path / "m.safetensors")["a"].size == 1 << 30
 
 
+@pytest.mark.oracle
+def test_headers_of_files_that_the_formats_own_library_writes(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs tensors")
+    library = pytest.importorskip("safetensors.torch", reason="needs the format's own library")
+    tensors = {
+        "a": torch.zeros(3, 5, dtype=torch.bfloat16),
+        "b.c": torch.zeros((), dtype=torch.float32),
+        "d": torch.zeros(0, 4, dtype=torch.int8),
+        "e": torch.zeros(2, 2, 7, dtype=torch.float8_e4m3fn),
+        "f": torch.zeros(9, dtype=torch.bool),
+        "g": torch.zeros(2, dtype=torch.int64),
+    }
+    library.save_file(tensors, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    found = header(tmp_path / "m.safetensors")
+    assert {n: (e.shape, e.size) for n, e in found.items()} == {
+        name: (tuple(t.shape), t.numel() * t.element_size()) for name, t in tensors.items()
+    }
+    assert [found[n].dtype for n in "ade"] == ["BF16", "I8", "F8_E4M3"]
+
+
 # --------------------------------------------------------------------------- planted mistakes
 def test_a_missing_layer(tmp_path: Path) -> None:
     tensors = {n: t for n, t in mixtral().items() if not n.startswith("model.layers.1.")}

@@ -1,4 +1,4 @@
-"""Several exchanges in one group of processes; started by test_exchange under torchrun.
+"""Several exchanges in one group of processes; test_exchange starts one for each rank.
 
 Reads a JSON list of argument lists from the command line, prints the documents as a JSON list.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -21,22 +22,19 @@ from moeplan.profile.expert_parallel import sharded_layer
 from tests.profile.cases import kinds
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 SMALL = ["--samples", "3", "--largest", "16384", "--device", "cpu"]
 SIZES = ["--set", "D=64", "--set", "F=32"]
 
 
-def _torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*TORCHRUN, str(ranks), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=environment,
-        timeout=240,
-    )
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def _free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 CASES: dict[str, list[str]] = {
@@ -56,10 +54,23 @@ CASES: dict[str, list[str]] = {
 
 @cache
 def _documents(ranks: int) -> dict[str, dict[str, Any]]:
+    """Every case over so many processes, which find each other as torchrun's do."""
     arguments = json.dumps([[*case, *SMALL] for case in CASES.values()])
-    run = _torchrun(ranks, str(Path(__file__).with_name("exchange_worker.py")), arguments)
-    assert run.returncode == 0, run.stderr
-    return dict(zip(CASES, json.loads(run.stdout), strict=True))
+    program = [sys.executable, str(Path(__file__).with_name("exchange_worker.py")), arguments]
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    workers = [
+        subprocess.Popen(
+            program,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(RANK=str(rank), **place),
+        )
+        for rank in range(ranks)
+    ]
+    said = [worker.communicate(timeout=240) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * ranks, said
+    return dict(zip(CASES, json.loads(said[0][0]), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,11 +127,26 @@ def test_times_of_every_phase_and_size() -> None:
 @pytest.mark.slow
 def test_torchrun_prints_one_document(tmp_path: Path) -> None:
     out = tmp_path / "exchange.json"
-    program = ["-m", "moeplan.profile.exchange", *CASES["balanced"], *SMALL, "--out", str(out)]
-    run = _torchrun(2, *program)
+    run = subprocess.run(
+        [
+            *TORCHRUN,
+            "-m",
+            "moeplan.profile.exchange",
+            *CASES["balanced"],
+            *SMALL,
+            "--out",
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(),
+        timeout=240,
+    )
     assert run.returncode == 0, run.stderr
     document = json.loads(run.stdout)
     assert document == json.loads(out.read_text())
+    assert document["ranks"] == 2
     assert document["check"]["passed"]
     assert document["traffic"]["dispatch"]["equal"]
 

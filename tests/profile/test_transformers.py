@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moeplan.load import load_preset
 from moeplan.model.ffn import MoE
 from moeplan.profile.layer import Layer
-from tests.profile.cases import relative, small
+from tests.profile.cases import SHARED, relative, small
 
 pytest.importorskip("transformers", reason="the oracle is transformers")
 pytestmark = pytest.mark.oracle
@@ -95,26 +95,62 @@ CASES = [
     Case("deepseek-v4-flash", "deepseek_v4.DeepseekV4SparseMoeBlock", "DeepseekV4Config",
          {**WIDTHS, "E": "n_routed_experts", "F": "moe_intermediate_size"},
          {**BIASED, "shared": "shared_experts"}, {"routed_scaling_factor": 1.5}),
+    Case("deepseek-v2", "deepseek_v2.DeepseekV2Moe", "DeepseekV2Config",
+         {**WIDTHS, "E": "n_routed_experts", "F": "moe_intermediate_size"},
+         {**GATED, "shared": "shared_experts"},
+         {"n_group": 8, "topk_group": 3, "n_shared_experts": 1, "norm_topk_prob": False,
+          "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0}),
+    Case("ernie-4.5-21b-a3b", "ernie4_5_moe.Ernie4_5_MoeSparseMoeBlock", "Ernie4_5_MoeConfig",
+         {**WIDTHS, "E": "moe_num_experts", "k": "moe_k", "F": "moe_intermediate_size"},
+         {**GATED, "shared": "shared_experts",
+          "selection_bias_E": "gate.moe_statics.e_score_correction_bias"},
+         {"moe_num_shared_experts": 1}, lambda name, theirs: theirs.squeeze(0)),
+    Case("nemotron-nano", "nemotron_h.NemotronHMoE", "NemotronHConfig",
+         {**WIDTHS, "E": "n_routed_experts", "F": "moe_intermediate_size",
+          "Fs": "moe_shared_expert_intermediate_size", "Dl": "moe_latent_size"},
+         {**BIASED, "up_EHL": "experts.up_proj", "down_ELF": "experts.down_proj",
+          "into_LD": "fc1_latent_proj.weight", "out_of_DL": "fc2_latent_proj.weight",
+          "shared": "shared_experts"},
+         {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True}),
+    Case("gemma-4", "gemma4.Gemma4TextRouter and Gemma4TextExperts", "Gemma4TextConfig",
+         {"D": "hidden_size", "k": "top_k_experts", "E": "num_experts",
+          "F": "moe_intermediate_size"},
+         {**STACKED, "router_ED": "router.proj.weight", "router_scale_D": "router.scale",
+          "expert_scale_E": "router.per_expert_scale"}),
 ]  # fmt: skip
 
 
 def _block(case: Case) -> MoE:
     """The preset's last kind of MoE layer (the first of DeepSeek-V4 is routed by a table)."""
     block = small([block for _, block in load_preset(case.preset).blocks(MoE)][-1])
-    shared = 48 if "Fs" in case.sizes else 32  # the others give their shared expert a width of F
-    return replace(block, Fs=None if block.Fs is None else shared)
+    shared = SHARED if "Fs" in case.sizes else 32  # the others give their shared expert F
+    latent = 16 if "Dl" in case.sizes else None  # as in Nemotron 3 Super; Nano has none
+    return replace(block, Fs=None if block.Fs is None else shared, Dl=latent)
 
 
 def _module(case: Case, block: MoE) -> nn.Module:
-    package, name = case.module.split(".")
+    package, names = case.module.split(".")
+    name, *more = names.split(" and ")
     modeling = import_module(f"transformers.models.{package}.modeling_{package}")
     config = getattr(import_module(f"transformers.models.{package}"), case.config)(
         **{key: block.values[symbol] for symbol, key in case.sizes.items()}, **case.extra
     )
     config._experts_implementation = "eager"
     arguments = (len(config.mlp_layer_types) - 1,) if package == "deepseek_v4" else ()
-    module: nn.Module = getattr(modeling, name)(config, *arguments).eval()
-    return module
+    module: nn.Module = getattr(modeling, name)(config, *arguments)
+    return _Apart(module, getattr(modeling, more[0])(config)) if more else module.eval()
+
+
+class _Apart(nn.Module):
+    """A router and experts that their model calls one after the other."""
+
+    def __init__(self, router: nn.Module, experts: nn.Module) -> None:
+        super().__init__()
+        self.router, self.experts = router, experts
+
+    def forward(self, x_1TD: Tensor) -> Any:
+        _, weights_TK, ids_TK = self.router(x_1TD[0])
+        return self.experts(x_1TD[0], ids_TK, weights_TK)
 
 
 def _copied(case: Case, block: MoE, module: nn.Module) -> Layer:
@@ -130,10 +166,10 @@ def _copied(case: Case, block: MoE, module: nn.Module) -> Layer:
     used = set()
     for name, where in case.weights.items():
         if name == "shared":
-            gate, up = (theirs[f"{where}.{p}_proj.weight"] for p in ("gate", "up"))
-            ours["shared_up_GD"].copy_(torch.cat((gate, up)))
-            ours["shared_down_DS"].copy_(theirs[f"{where}.down_proj.weight"])
-            used |= {f"{where}.{p}_proj.weight" for p in ("gate", "up", "down")}
+            *first, last = [name for name in theirs if name.startswith(f"{where}.")]
+            ours["shared_up_GD"].copy_(torch.cat([theirs[name] for name in first]))
+            ours["shared_down_DS"].copy_(theirs[last])
+            used |= {*first, last}
         else:
             ours[name].copy_(case.convert(name, theirs[where]))
             used.add(where)
@@ -146,13 +182,14 @@ def test_output_and_gradient_equal_theirs(case: Case) -> None:
     block = _block(case)
     module = _module(case, block)
     layer = _copied(case, block, module)
-    x_TD = layer.input(29)
+    tokens = 300  # some of them with experts that are nearly as good as their best
+    x_TD = layer.input(tokens)
     results = []
     for run in (lambda x: module(x[None]), layer):
         x = x_TD.clone().requires_grad_()
         y = run(x)
-        y = (y[0] if isinstance(y, tuple) else y).reshape(29, -1)
-        y.backward(layer.input(29, seed=3))
+        y = (y[0] if isinstance(y, tuple) else y).reshape(tokens, -1)
+        y.backward(layer.input(tokens, seed=3))
         results.append((y, x.grad))
     (theirs, their_grad), (ours, our_grad) = results
     assert relative(ours, theirs) < 1e-5

@@ -78,6 +78,12 @@ def test_ops_that_hardly_take_time_count_in_the_layer_alone(tmp_path: Path) -> N
     assert found.whole.mean > 5
 
 
+def test_the_reference_backend_is_not_judged(tmp_path: Path) -> None:
+    slow = case([("router", 1.0, 99.0)]).model_copy(update={"backend": "reference"})
+    found = validate([write(tmp_path, record([CASE, slow]))])
+    assert (found.whole.points, found.all_ops.points) == (1, 2)
+
+
 def test_good_predictions_pass_and_each_gate_can_fail(tmp_path: Path) -> None:
     good = case([("router", 1.0, 1.0), ("combine", 1.01, 1.0)])
     assert validate([write(tmp_path / "good", record([good]))]).breaches == []

@@ -78,7 +78,7 @@ def test_lines_are_the_curves_whole_up_to_the_models_maximum(models: list[Estima
         assert line.get_xdata()[-1] == min(e.spec.max_context.value, CONTEXTS[1])
     ax = figure.axes[0]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert [t.get_text() for t in ax.get_xticklabels()][:2] == ["1K", "4K"]
+    assert {"1K", "64K", "1M"} <= {t.get_text() for t in ax.get_xticklabels()}
 
 
 def test_the_finding_names_least_and_most(models: list[Estimate]) -> None:
@@ -91,7 +91,7 @@ def test_the_finding_names_least_and_most(models: list[Estimate]) -> None:
 
 def test_a_model_that_hardly_grows_stays_flat_on_the_paper() -> None:
     low, high = plot("context", [estimate("minimax-01")]).axes[0].get_ylim()
-    assert high / low >= 100
+    assert high / low == pytest.approx(100)
 
 
 # ------------------------------------------------------------------------------------ the page
@@ -100,7 +100,7 @@ def test_the_table_holds_six_kinds_and_the_three_contexts() -> None:
     assert len(LONG_CONTEXT) >= 6
     assert len(set(LONG_CONTEXT.values())) == len(LONG_CONTEXT)
     assert list(SHOWN.values()) == [2**12, 2**17, 2**20]
-    assert text.count("| --- |") == 3
+    assert sum(line.startswith("| ---") for line in text.splitlines()) == 3
     # 94 layers of 4 heads with keys and values of 128 in bf16, a million tokens
     assert f"{94 * 2 * 4 * 128 * 2 * 2**20 / 1e9:.4g} GB" in text
     # 61 latents of 576 in bf16

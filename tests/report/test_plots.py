@@ -242,6 +242,7 @@ UNITS = {
     "flops": ("(GFLOP)", "(%)"),
     "memory": ("(GB)", "(TB)"),
     "kv_cache": ("(tokens of a sequence)", "(bytes)"),
+    "context": ("(tokens of a sequence)", "forward FLOPs of a decoded token"),
     "all_to_all": ("(GPUs that share the experts)", "(MB)"),
     "roofline": ("FLOPs per byte moved", "attainable FLOP/s"),
     "dense": ("(bytes)", "batch 64 (s)"),

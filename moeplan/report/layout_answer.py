@@ -1,0 +1,197 @@
+"""A layout's answer as one tree of plain numbers: what --json prints and the tables show.
+
+Keys are those of `moeplan.parallel`, with `by_rank`, `traffic`, `pieces` and `assumptions`. What is
+not known (a bill without a price) is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from moeplan.calc import value
+from moeplan.cluster.hardware import Cluster, all_in_power, price, prices
+from moeplan.cluster.layout import Layout
+from moeplan.model.spec import ModelSpec
+from moeplan.parallel import (
+    BINDS,
+    SERVING_BINDS,
+    ServingJob,
+    ServingPlan,
+    TrainingJob,
+    TrainingPlan,
+)
+from moeplan.parallel.account import account_named
+from moeplan.parallel.optime import stack_named
+from moeplan.parallel.table import HIDDEN
+from moeplan.quantity import Quantity, plain
+
+__all__ = ["serving_answer", "training_answer"]
+
+_SHOWN = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "edp", "zero", "microbatch", "batch", "m")
+_KINDS = ("sp", "schedule", "recompute", "overlap", "order", "split")
+_TOLD = ("all_in_power", "price_per_hour")  # in a line of their own
+_SERVED = ("tp", "pp", "dp", "ep", "etp", "edp")
+
+
+def training_answer(
+    spec: ModelSpec, layout: Layout, cluster: Cluster, job: TrainingJob
+) -> dict[str, Any]:
+    """What training costs on a layout. `UserError` with every rule that the layout breaks."""
+    plan = TrainingPlan(spec, cluster, job)
+    found = plan.explain(layout)
+    roles = zip(plan.pieces.all, plan.pieces.roles, strict=True)
+    layers = {piece.name for piece, role in roles if role == "layer"}
+    ranks = []
+    for row in plan.by_rank(layout):
+        counts = {
+            name: sum(n for piece, n in row[held].items() if piece in layers)
+            for name, held in (("layers", "held"), ("layers_in_flight", "alive"))
+        }
+        ranks.append({"rank": row["rank"], **counts, **row})
+    out = _head(plan, layout, "training", _SHOWN)
+    out["layout"] |= {name: getattr(layout, name) for name in _KINDS}
+    if layout.recompute == "selective":
+        out["layout"]["selective"] = list(layout.selective)
+    out["job"] = _job(job, ("sequence", "tokens", "optimizer", "precision", "kept", "mtp"))
+    out["hidden"] = [group for group, under in HIDDEN[layout.overlap].items() if under]
+    numbers = {name: x for name, x in found.items() if name not in ("pieces", "ranks")}
+    out |= {**numbers, "binds": BINDS[found["binds"]]}
+    out |= {"by_rank": ranks, "traffic": plan.traffic(layout)}
+    out["pieces"] = {
+        name: {key: x for key, x in piece.items() if not isinstance(x, (list, tuple, dict))}
+        for name, piece in found["pieces"].items()
+    }
+    more = [
+        f"exchange: dispatch in {job.dispatch}, combine in {job.combine}, {job.policy}, "
+        f"the fullest GPU {plain(job.imbalance):g} times the mean",
+        f"account {job.account}: {account_named(job.account).about}",
+        *([] if job.tokens is None else [_price(job, cluster), _power(job, cluster)]),
+    ]
+    if job.tokens is None:
+        numbers = {n: x for n, x in numbers.items() if n not in ("dollars", "energy")}
+    out["assumptions"] = _assumptions(numbers, job.stack, more)
+    return _bare_tree(out)
+
+
+def serving_answer(
+    spec: ModelSpec, layout: Layout, cluster: Cluster, job: ServingJob
+) -> dict[str, Any]:
+    """What serving costs on an instance. `UserError` with every rule that the layout breaks."""
+    plan = ServingPlan(spec, cluster, job)
+    found = plan.explain(layout)
+    out = _head(plan, layout, "serving", _SERVED)
+    degrees = {name: out["layout"][name] for name in _SERVED if name != "edp"}
+    out["layout"]["text"] = ",".join(f"{n}={x}" for n, x in degrees.items() if x != 1)
+    names = ("input", "output", "cached", "prefill_batch", "tpot", "disaggregated", "draft")
+    out["job"] = _job(job, names)
+    numbers = plan.evaluate(layout)  # nan where nothing fits
+    out |= {**numbers, "binds": SERVING_BINDS[numbers["binds"]]}
+    accepted = f", each accepted with {plain(job.acceptance):g}" if plain(job.draft) else ""
+    more = [
+        f"exchange: dispatch in {job.dispatch}, combine in {job.combine}, decoding "
+        f"{job.decode_policy}, prefill {job.prefill_policy}, the fullest GPU "
+        f"{plain(job.imbalance):g} times the mean, {plain(job.overlap):.0%} of it under compute",
+        f"drafted tokens: {plain(job.draft)}{accepted}; queueing: TTFT is {plain(job.queueing):g} "
+        "times the prefill",
+        _price(job, cluster),
+    ]
+    out["assumptions"] = _assumptions(found, job.stack, more)
+    return _bare_tree(out)
+
+
+def _head(
+    plan: TrainingPlan | ServingPlan, layout: Layout, kind: str, shown: tuple[str, ...]
+) -> dict[str, Any]:
+    spec, cluster = plan.spec, plan.cluster
+    moe = spec.moe
+    values = layout.values
+    return {
+        "kind": kind,
+        "model": {
+            "name": spec.title or spec.name,
+            "layers": plan.pieces.layers,
+            "experts": None if moe is None else moe.values["E"],
+            "expert_width": None if moe is None else moe.values["F"],
+            "divided_by_tp": {what: sorted(counts) for what, counts in plan.widths.items()},
+        },
+        "cluster": {
+            "id": cluster.id,
+            "name": cluster.name,
+            "gpu": cluster.gpu.name,
+            "gpus": cluster.gpus,
+            "domain": cluster.domain_size,
+            "memory": plan.capacity,
+        },
+        "layout": {"text": str(layout), **{name: values[name] for name in shown}},
+    }
+
+
+def _job(job: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in names}
+
+
+def _price(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
+    device, given = cluster.gpu.id, job.price
+    if given is not None and (not isinstance(given, str) or "$" in given):
+        return f"price: {given}, as given"
+    if given is None and not prices(device):
+        return f"price: none is on file for {device}; --price '$2/h' gives one"
+    found = price(device, given)
+    source = found.per_hour.source
+    where = f"; {source.where}" if source else ""
+    return f"price: ${plain(found.per_hour):.2f} a GPU-hour ({found.kind}{where})"
+
+
+def _power(job: TrainingJob, cluster: Cluster) -> str:
+    if job.power is not None:
+        return f"power: {plain(job.power):,g} W a GPU, all in, as given"
+    found = all_in_power(cluster.gpu.id)
+    if found is None:
+        return f"power: none is on file for {cluster.gpu.id}; --power '1.5 kW' gives one"
+    where = f" ({found.source.where})" if found.source else ""
+    return f"power: {found.value:,g} W a GPU, all in{where}"
+
+
+def _assumptions(found: Mapping[str, Any], stack: str, more: list[str]) -> list[dict[str, Any]]:
+    """The stack with all its parts, what the numbers assume below them, and what the job does."""
+    s = stack_named(stack)
+    out = [
+        _entry(
+            f"stack {s.name}: linear {s.linear:.2f}, grouped {s.grouped:.2f}, attention "
+            f"{s.attention:.2f} of the matmul peak, times {s.low:g} in 8 bit; {s.memory:.2f} of "
+            f"the memory bandwidth; busy {s.busy:.2f}, {1e6 * s.launch:g} us between kernels, host "
+            f"{1e3 * s.host:g} ms an MoE layer; {s.source}"
+        )
+    ]
+    seen: dict[str, Quantity] = {}
+    for number in found.values():
+        for assumed in number.assumptions() if isinstance(number, Quantity) else ():
+            assert assumed.source is not None
+            if not assumed.source.where.startswith(f"stack {s.name}:"):
+                seen.setdefault(assumed.source.where, assumed)
+    for where, q in sorted(seen.items()):
+        if q.symbol in _TOLD:
+            continue
+        out.append({"symbol": q.symbol, "value": q.value, "unit": q.unit, "why": where})
+    return out + [_entry(why) for why in more]
+
+
+def _entry(why: str) -> dict[str, Any]:
+    return {"symbol": "", "value": None, "unit": "", "why": why}
+
+
+def _bare_tree(out: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _bare(x) for name, x in out.items()}
+
+
+def _bare(given: Any) -> Any:
+    """Plain numbers all the way down; what is not finite is None."""
+    if isinstance(given, Mapping):
+        return {name: _bare(x) for name, x in given.items()}
+    if isinstance(given, (list, tuple)):
+        return [_bare(x) for x in given]
+    number = value(given)
+    number = number.item() if hasattr(number, "item") else number
+    return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,0 +1,345 @@
+"""The tables of one layout, from the tree that `moeplan.report.layout_answer` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moeplan.report.tables import Column, Table
+from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
+
+__all__ = ["layout_tables"]
+
+WORD = Column("", "left")
+UNKNOWN = "not known"
+MEMORY = ("weights", "gradients", "optimizer", "activations", "buffers", "framework",
+          "fragmentation")  # fmt: skip
+STEP = {
+    "compute": "compute",
+    "recompute": "recomputation",
+    "tp": "tensor parallel",
+    "ep": "all-to-all",
+    "cp": "context parallel",
+    "pp": "pipeline sends",
+    "dp": "data parallel",
+    "bubble": "bubble",
+    "optimizer": "optimizer",
+}
+GROUPS = {"dense": "dp", "edp": "edp"}
+
+Answer = Mapping[str, Any]
+
+
+def layout_tables(a: Answer) -> list[Table]:
+    """All tables of an answer, of training or of serving."""
+    if a["kind"] == "serving":
+        answers = [_latency(a), _throughput(a)] if a["fits"] else []
+        return [_head(a), _degrees(a), _instance(a), *answers, _assumptions(a)]
+    tables = [_head(a), _degrees(a), _memory(a)]
+    if len(a["by_rank"]) > 1:
+        tables.append(_ranks(a))
+    return [*tables, _traffic(a), _step(a), _speed(a), _assumptions(a)]
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f}"
+
+
+def _head(a: Answer) -> Table:
+    machine = a["cluster"]
+    notes = [
+        f"{machine['gpus']:,} GPU{'s' if machine['gpus'] > 1 else ''}, {machine['domain']} in a "
+        "scale-up domain",
+        f"layout {a['layout']['text'].replace(',', ', ') or 'of one GPU'}",
+    ]
+    if not a["fits"]:
+        if a["kind"] == "training":
+            over = f"the most loaded GPU is {_gib(-a['memory_free'])} GiB over its memory"
+            notes.append(f"DOES NOT FIT: {over}; times below leave that aside")
+        else:
+            notes.append("DOES NOT FIT: weights and one sequence exceed the memory of a GPU")
+    notes.append(f"what binds: {a['binds']}")
+    return Table(f"{a['model']['name']}: {a['kind']} on {machine['name']}", [], notes=notes)
+
+
+# --------------------------------------------------------------------------------------- layout
+def _degrees(a: Answer) -> Table:
+    table = Table("Layout", [WORD, Column("degree"), Column("what it divides", "left")], values=[])
+    assert table.values is not None
+    words = _divides(a)
+    for name, x in a["layout"].items():
+        if name in words:
+            table.rows.append((name, f"{x:,}", words[name]))
+            table.values.append((name, x, words[name]))
+    if a["kind"] == "training":
+        lay = a["layout"]
+        chosen = f"schedule {lay['schedule']}, recomputation {lay['recompute']}"
+        if "selective" in lay:
+            chosen += f" ({', '.join(lay['selective'])})"
+        table.notes = [f"{chosen}, overlap {lay['overlap']}, ranks in the order {lay['order']}"]
+    return table
+
+
+def _divides(a: Answer) -> dict[str, str]:
+    lay, model = a["layout"], a["model"]
+    tp = "; ".join(
+        f"{what} ({', '.join(f'{n:,}' for n in counts)})"
+        for what, counts in model["divided_by_tp"].items()
+    )
+    if lay.get("sp") and lay["tp"] > 1:
+        tp += "; tokens of the rest (sp)"
+    stages = lay["pp"] * lay.get("vpp", 1)
+    split = lay.get("split", "even")
+    each = f" of {_spread(model['layers'], stages)}" if split == "even" else f", split {split}"
+    each = f"in {stages} stages{each}" if stages > 1 else "in one stage"
+    experts = model["experts"]
+    out = {
+        "tp": tp,
+        "cp": "the tokens of a sequence",
+        "pp": f"{model['layers']} layers, {each}",
+        "vpp": "a rank's layers, in chunks",
+        "dp": "the sequences of a step" if a["kind"] == "training" else "the sequences",
+        "ep": f"{experts} experts, {(experts or 0) // lay['ep']} a GPU",
+        "etp": "an expert's width",
+        "edp": "copies of an expert: tp*cp*dp/(ep*etp)",
+        "zero": _zero(int(lay.get("zero", 0))),
+        "microbatch": "sequences of a microbatch, on one rank",
+        "batch": "sequences of a step, on all GPUs",
+        "m": "microbatches of a step, on one rank: batch/(microbatch*dp)",
+    }
+    if experts is None:
+        out = {name: text for name, text in out.items() if name not in ("ep", "etp", "edp")}
+    elif lay["etp"] > 1:
+        out["etp"] = f"an expert's width, {model['expert_width']:,}"
+    if isinstance(split, list):
+        out["pp"] = f"{model['layers']} layers: {'+'.join(map(str, split))}"
+    return out
+
+
+def _zero(stage: int) -> str:
+    shared = ("nothing", "optimizer state", "optimizer state and gradients",
+              "optimizer state, gradients and weights")[stage]  # fmt: skip
+    return f"{shared}, over the copies" if stage else "nothing: every copy holds all state"
+
+
+def _spread(count: int, parts: int) -> str:
+    least, more = divmod(count, parts)
+    return f"{least}" if not more else f"{least} or {least + 1}"
+
+
+# --------------------------------------------------------------------------------------- memory
+def _memory(a: Answer) -> Table:
+    whole = a["memory"]
+    where = f" (pipeline rank {a['stage']})" if a["layout"]["pp"] > 1 else ""
+    table = Table(
+        f"Memory of the most loaded GPU{where}",
+        [WORD, Column("GiB"), Column("share")],
+        values=[],
+    )
+    assert table.values is not None
+    for name in MEMORY:
+        size = a[f"memory_{name}"]
+        table.rows.append((name, _gib(size), f"{size / whole:.1%}"))
+        table.values.append((name, size / 2**30, size / whole))
+    table.total = ("total", _gib(whole), "100.0%")
+    table.values.append(("total", whole / 2**30, 1))
+    free, capacity = a["memory_free"], a["cluster"]["memory"]
+    left = f"{_gib(free)} GiB free" if free >= 0 else f"{_gib(-free)} GiB too much"
+    table.notes = [f"of {_gib(capacity)} GiB ({fmt_bytes(capacity)}): {left}"]
+    return table
+
+
+def _ranks(a: Answer) -> Table:
+    parts = ("weights", "gradients", "optimizer", "activations")
+    titles = ("layers", "in flight", "weights", "grads", "optim.", "activ.", "other", "total")
+    table = Table(
+        "Memory by pipeline rank, GiB", [Column("rank"), *(Column(t) for t in titles)], values=[]
+    )
+    assert table.values is not None
+    for row in a["by_rank"]:
+        sizes = [row[f"memory_{part}"] for part in parts]
+        sizes += [row["memory"] - sum(sizes), row["memory"]]
+        counts = (row["layers"], row["layers_in_flight"])
+        table.rows.append(
+            (f"{row['rank']}", *(f"{n:g}" for n in counts), *(f"{x / 2**30:.1f}" for x in sizes))
+        )
+        table.values.append((row["rank"], *counts, *(x / 2**30 for x in sizes)))
+    table.notes = [
+        "in flight: layers times microbatches whose activations are alive at the peak",
+        "The first stage holds the embedding, the last the head and MTP modules",
+    ]
+    if a["layout"]["schedule"] == "dualpipe":
+        table.notes.append("each rank holds two stages, one of each direction")
+    return table
+
+
+# -------------------------------------------------------------------------------------- traffic
+def _traffic(a: Answer) -> Table:
+    table = Table(
+        "Messages of a step, on the rank that takes longest",
+        [
+            WORD,
+            Column("GPUs", fixed=True),
+            Column("buffer", fixed=True),
+            Column("times", fixed=True),
+            Column("scale-up", fixed=True),
+            Column("scale-out", fixed=True),
+            Column("time", fixed=True),
+        ],
+        values=[],
+    )
+    assert table.values is not None
+    for row in a["traffic"]:
+        label = f"{GROUPS.get(row['group'], row['group'])} {row['op'].replace('_', '-')}"
+        n, inside = row["n"], min(row["inside"], row["n"])
+        sizes = (row["bytes"], row["up"], row["out"])
+        buffer, up, out = (fmt_bytes(x) for x in sizes)
+        spread = f"{n:g}" if inside >= n else f"{n / inside:g}x{inside:g}"
+        table.rows.append(
+            (label, spread, buffer, f"{row['times']:,g}", up, out, fmt_time(row["seconds"]))
+        )
+        table.values.append((label, n, row["bytes"], row["times"], *sizes[1:], row["seconds"]))
+    up, out = fmt_bytes(a["sent_scale_up"]), fmt_bytes(a["sent_scale_out"])
+    table.notes = [
+        f"the busiest GPU sends {up} over scale-up and {out} over scale-out links in a step",
+        "GPUs of the group, as domains x GPUs in a domain where it spans several; time before any "
+        "overlap; "
+        + (f"under compute: {', '.join(a['hidden'])}" if a["hidden"] else "nothing is overlapped"),
+    ]
+    if not table.rows:
+        table.columns, table.notes = [], ["none: one GPU holds everything"]
+    return table
+
+
+# ----------------------------------------------------------------------------------------- time
+def _step(a: Answer) -> Table:
+    step = a["step"]
+    table = Table("Time of a step", [WORD, Column("time"), Column("share")], values=[])
+    assert table.values is not None
+    for name, label in STEP.items():
+        seconds = a[f"time_{name}"]
+        table.rows.append((label, fmt_time(seconds), f"{seconds / step:.1%}"))
+        table.values.append((label, seconds, seconds / step))
+    table.total = ("step", fmt_time(step), "100.0%")
+    bounds = {"step": step, "lower bound": a["step_lower"], "upper bound": a["step_upper"]}
+    table.values += [(label, x, x / step) for label, x in bounds.items()]
+    table.notes = [
+        f"bounds: {fmt_time(a['step_lower'])} where all messages run under compute, "
+        f"{fmt_time(a['step_upper'])} where none do",
+        "of messages, what the overlap leaves to be waited for",
+    ]
+    return table
+
+
+def _listed(title: str, a: Answer, rows: Mapping[str, tuple[Any, Callable[[Any], str]]]) -> Table:
+    """Numbers below each other; what is None is said to be unknown."""
+    table = Table(title, [WORD, Column("")], values=[])
+    assert table.values is not None
+    for label, (number, write) in rows.items():
+        table.rows.append((label, UNKNOWN if number is None else write(number)))
+        table.values.append((label, "" if number is None else number))
+    return table
+
+
+def _speed(a: Answer) -> Table:
+    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
+        "MFU, causal attention": (a["mfu"], "{:.1%}".format),
+        "MFU, full attention": (a["mfu_full"], "{:.1%}".format),
+        "model FLOPs of a step, causal": (a["step_flops"], fmt_flops),
+        "tokens/s": (a["tokens_per_second"], fmt_count),
+        "tokens/s/GPU": (a["tokens_per_second_per_gpu"], "{:,.0f}".format),
+    }
+    title = "Speed"
+    if a["job"]["tokens"] is not None:
+        title = f"Speed, and the bill of {fmt_count(a['job']['tokens'])} tokens"
+        rows |= {
+            "days": (a["seconds"] / 86400, "{:,.1f}".format),
+            "GPU-hours": (a["gpu_hours"], fmt_count),
+            "dollars": (a["dollars"], fmt_money),
+            "energy": (a["energy"] and a["energy"] / 3.6e6, _energy),
+        }
+    table = _listed(title, a, rows)
+    table.notes = ["MFU is of the bf16 peak (fp16 where a GPU has no bf16)"]
+    return table
+
+
+def _energy(kwh: float) -> str:
+    return f"{kwh / 1e6:,.3f} GWh" if kwh >= 1e5 else f"{kwh:,.1f} kWh"
+
+
+# -------------------------------------------------------------------------------------- serving
+def _instance(a: Answer) -> Table:
+    job = a["job"]
+    tokens = f"{job['input'] + job['output']:,}"
+    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
+        "memory of a GPU": (a["cluster"]["memory"], _in_gib),
+        "weights": (a["memory_weights"], _in_gib),
+        "framework, buffers, fragmentation": (a["memory_overhead"], _in_gib),
+        f"cache of a sequence of {tokens} tokens": (a["memory_cache_per_sequence"], _in_gib),
+        "sequences that fit on the instance": (a["max_batch"], "{:,.0f}".format),
+    }
+    table = _listed("Memory of the most loaded GPU", a, rows)
+    table.notes = ["an instance is all GPUs of the layout; dp copies of attention share its batch"]
+    return table
+
+
+def _in_gib(size: float) -> str:
+    return f"{_gib(size)} GiB"
+
+
+def _latency(a: Answer) -> Table:
+    job = a["job"]
+    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
+        "batch, sequences": (a["batch"], "{:,.0f}".format),
+        "TTFT": (a["ttft"], fmt_time),
+        "TPOT": (a["tpot"], fmt_time),
+        "TPOT, all messages under compute": (a["tpot_lower"], fmt_time),
+        "TPOT, none under compute": (a["tpot_upper"], fmt_time),
+        "output tokens/s of one sequence": (a["tpot"] and 1 / a["tpot"], "{:,.1f}".format),
+    }
+    table = _listed(f"Latency of {job['input']:,} in, {job['output']:,} out", a, rows)
+    if job["tpot"] is not None and a["tpot"] is not None:
+        meets = "is met" if a["tpot"] <= job["tpot"] else "IS NOT MET"
+        table.notes.append(f"the TPOT limit of {fmt_time(job['tpot'])} {meets}")
+    if job["disaggregated"]:
+        table.notes.append("prefill and decoding have GPUs of their own: neither waits")
+    else:
+        table.notes.append("prefill and decoding take turns, so TPOT holds prefill's turns")
+    return table
+
+
+def _throughput(a: Answer) -> Table:
+    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
+        "output tokens/s/GPU": (a["output_tokens_per_second_per_gpu"], "{:,.0f}".format),
+        "input tokens/s/GPU": (a["input_tokens_per_second_per_gpu"], "{:,.0f}".format),
+        "decoding alone, tokens/s/GPU": (
+            a["decode_tokens_per_second_per_gpu"],
+            "{:,.0f}".format,
+        ),
+        "prefill alone, tokens/s/GPU": (a["prefill_tokens_per_second_per_gpu"], "{:,.0f}".format),
+        "prefill's share": (a["prefill_share"], "{:.1%}".format),
+        "requests/s of the instance": (a["requests_per_second"], _requests),
+        "dollars per million input tokens": (a["dollars_per_million_input"], _dollars),
+        "dollars per million output tokens": (a["dollars_per_million_output"], _dollars),
+    }
+    return _listed("Throughput and cost", a, rows)
+
+
+def _requests(rate: float) -> str:
+    return fmt_rate(rate, "").removesuffix(" /s")
+
+
+def _dollars(amount: float) -> str:
+    return fmt_money(amount) if amount >= 0.995 else f"${amount:.2g}"
+
+
+# ---------------------------------------------------------------------------------- assumptions
+def _assumptions(a: Answer) -> Table:
+    table = Table(f"Assumptions behind these figures ({len(a['assumptions'])})", [])
+    for entry in a["assumptions"]:
+        name = ""
+        if entry["symbol"]:
+            shown = fmt_bytes(entry["value"]) if entry["unit"] == "B" else f"{entry['value']:g}"
+            name = f"{entry['symbol']} = {shown}: "
+        table.notes.append(f"- {name}{entry['why']}")
+    return table
