@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from moeplan.families.common import attention, selection
+from moeplan.families.common import attention, pre_norm, selection
+from moeplan.families.mtp import mtp_modules
 from moeplan.families.reader import Config
 from moeplan.families.stack import FULL, dense_first, layered, sparse_words
 from moeplan.model.ffn import ExpertNames, MoE, Routing
@@ -27,9 +28,6 @@ def hy_v3(c: Config) -> ModelSpec:
     c.expect("moe_router_use_sigmoid", [True], "this family scores with a sigmoid")
     c.expect("moe_router_enable_expert_bias", [True], "this family selects with a bias")
     c.expect("route_norm", [True], "this family's chosen weights sum to one")
-    modules = c.optional("num_nextn_predict_layers")
-    if modules is not None:
-        c.note("the multi-token-prediction modules that the file names are not counted")
     c.ignore("enable_moe_fp32_combine", "enable_attention_fp32_softmax", "enable_lm_head_fp32")
     moe = MoE(
         D=hidden,
@@ -51,4 +49,7 @@ def hy_v3(c: Config) -> ModelSpec:
         c, hidden, grouped=True, head_dim=128, qkv_bias=bias, o_bias=bias, qk_norm="head"
     )
     sparse = sparse_words(c, layers, lambda: dense_first(c, layers, "first_k_dense_replace", 1))
-    return layered(c, "hy_v3", hidden, {FULL: mixer}, [FULL] * layers, moe, sparse)
+    modules = c.int("num_nextn_predict_layers", default=0, symbol="modules", least=0)
+    count, layer = c.int("num_hidden_layers", symbol="L"), pre_norm(hidden, mixer, moe)
+    mtp = mtp_modules(c, hidden, layer, count, modules, last="final_layernorm")
+    return layered(c, "hy_v3", hidden, {FULL: mixer}, [FULL] * layers, moe, sparse, mtp=mtp)

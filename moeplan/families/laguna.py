@@ -72,13 +72,26 @@ def _mixers(
     return mixers, names
 
 
+def _sparse(c: Config, layers: int) -> list[bool]:
+    """All layers but the first, or those that neither of two keys calls dense."""
+    dense = c.indices("mlp_only_layers", layers) if "mlp_only_layers" in c else frozenset((0,))
+    sparse = sparse_words(c, layers, [i not in dense for i in range(layers)])
+    if "mlp_only_layers" in c and sparse != [i not in dense for i in range(layers)]:
+        raise c.fail("mlp_only_layers", "is contradicted by mlp_layer_types")
+    return sparse
+
+
 def laguna(c: Config) -> ModelSpec:
     """Read a Laguna config: gated attention whose number of heads may differ from layer to layer."""
     hidden = c.int("hidden_size", symbol="D")
     layers = int(c.int("num_hidden_layers", symbol="L").value)
     experts = c.int("num_experts", symbol="E")
     c.expect("moe_apply_router_weight_on_input", [False], "weights on inputs are not described")
-    c.ignore("moe_router_logit_softcapping", "swa_attention_sink_enabled")
+    c.expect("norm_topk_prob", [True], "this family's chosen weights sum to one")
+    c.expect("decoder_sparse_step", [1], "mlp_layer_types names the layers with experts")
+    c.expect("qkv_bias", [False], "attention_bias decides")
+    c.expect("swa_attention_sink_enabled", [False], "attention sinks are not described")
+    c.ignore("moe_router_logit_softcapping", "mlp_only_layers")
     moe = MoE(
         D=hidden,
         E=experts,
@@ -100,7 +113,7 @@ def laguna(c: Config) -> ModelSpec:
         "num_attention_heads_per_layer", layers=layers, default=alike, symbol="H"
     )
     mixers, names = _mixers(c, hidden, kinds, heads)
-    sparse = sparse_words(c, layers, [i > 0 for i in range(layers)])
+    sparse = _sparse(c, layers)
     return layered(c, "laguna", hidden, mixers, names, moe, sparse)
 
 

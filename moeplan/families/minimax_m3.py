@@ -101,7 +101,7 @@ def _text(c: Config, name: str, at: str, **how: Any) -> ModelSpec:
     if own is not None:
         own.ignore("sparse_local_block", "sparse_init_block", "use_sparse_attention")
         own.ignore("sparse_score_type", "sparse_disable_index_value")
-    c.ignore("index_local_blocks")
+    c.ignore("index_local_blocks", "use_gemma_norm", "router_jitter_noise")
     c.expect("use_qk_norm", [True], "this family normalises queries and keys")
     c.expect("qk_norm_type", ["per_head"], "each head's queries and keys are normalised")
     c.expect("attention_output_gate", [False], "output gates are not described")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moeplan.families.common import attention, decoder, layer_groups, layer_types, selection
+from moeplan.families.common import attention, decoder, layer_groups, layer_types
 from moeplan.families.reader import Config, shown
 from moeplan.model.basic import Affine, GatedResidual, Norm
 from moeplan.model.compressed_convolutional_attention import CompressedConvolutionalAttention
@@ -58,7 +58,7 @@ def _turned(c: Config, width: int) -> Quantity:
 def _moe(c: Config, hidden: Quantity, *, first: bool) -> DeepRouterMoE:
     """One of the scored experts passes the token on; the first layer has no router before it."""
     experts = c.int("num_experts", "num_local_experts", symbol="E")
-    k = selection(c, experts, "num_experts_per_tok")
+    k = c.int("num_experts_per_tok", symbol="k", most=1)
     return DeepRouterMoE(
         D=hidden,
         E=experts,

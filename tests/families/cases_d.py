@@ -162,7 +162,7 @@ BASES: dict[str, dict[str, Any]] = {
         "vision_config": VISION,
     },
     "unlimited_ocr": {"text_config": {"model_type": "unlimited_ocr_text", **OCR}},
-    "zaya": {**SIZES, **HEADS, **EXPERTS},
+    "zaya": {**SIZES, **HEADS, **EXPERTS, "num_experts_per_tok": 1},
 }
 
 
