@@ -49,11 +49,10 @@ def extras() -> str:
 
 @section("families")
 def families() -> str:
-    """Return the model types with their kinds of block, sizes, and what they were checked against."""
-    from tests.oracle import is_built
-
+    """Return the model types: kinds of block, sizes, what they were checked against."""
     from moeplan.report.families import family_rows
     from moeplan.units import fmt_count
+    from tests.oracle import is_built
 
     rows = []
     for row in family_rows():

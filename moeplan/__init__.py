@@ -1,8 +1,8 @@
 """moeplan: what a Mixture-of-Experts model costs, exact and explained.
 
-    >>> import moeplan
-    >>> moeplan.estimate("mixtral").to_dict()["params"]["total"]
-    46702792704
+>>> import moeplan
+>>> moeplan.estimate("mixtral").to_dict()["params"]["total"]
+46702792704
 """
 
 from __future__ import annotations

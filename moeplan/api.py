@@ -21,7 +21,8 @@ def estimate(model: str | Path | Mapping[str, Any] | ModelSpec, **scenario: Any)
     `model` is a preset's name, a path to a config.json or its folder, a parsed config, or a spec.
     `scenario` takes the settings of `moeplan.estimation.scenario.DEFAULTS` (context, batch,
     microbatch, tokens, ep, node, imbalance, attention, weights, cache, dispatch, combine, policy,
-    optimizer, gpu, price, draft, acceptance); numbers may be numpy arrays that broadcast. Raises UserError.
+    optimizer, gpu, price, draft, acceptance); numbers may be numpy arrays that broadcast. Raises
+    UserError.
     """
     return Estimate(load_model(model), Scenario.of(**scenario))
 

@@ -71,6 +71,4 @@ def axk2(c: Config) -> ModelSpec:
     sparse = ["moe" in kind for kind in layer_kinds(c, layers, dense=1, typed=True)]
     rank = c.int("gated_norm_rank", default=16, symbol="r")
     kinds = [FULL] * layers
-    return layered(
-        c, "axk2", hidden, {FULL: mixer}, kinds, moe, sparse, layer=_gated_layer(rank)
-    )
+    return layered(c, "axk2", hidden, {FULL: mixer}, kinds, moe, sparse, layer=_gated_layer(rank))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from moeplan.families.common import attention, selection
 from moeplan.families.reader import Config
@@ -43,6 +44,7 @@ def _experts(c: Config, hidden: Quantity) -> MoE:
     renormalise = c.flag("norm_topk_prob", default=True)
     c.ignore("shared_expert_combination_strategy", "logit_scale")
     softmax = score == "softmax"
+    routing = Routing("softmax_topk" if softmax else "sigmoid", renormalise=softmax or renormalise)
     return MoE(
         D=hidden,
         E=experts,
@@ -50,7 +52,7 @@ def _experts(c: Config, hidden: Quantity) -> MoE:
         F=width,
         Fs=(shared * width).named("Fs") if shared.value else None,
         activation=c.choice("hidden_act", allowed=("silu",), default="silu"),
-        routing=Routing("softmax_topk" if softmax else "sigmoid", renormalise=softmax or renormalise),
+        routing=routing,
     )
 
 
@@ -71,10 +73,8 @@ TURNED = "full attention, rotated"
 
 def _mixers(c: Config, hidden: Quantity, kinds: Sequence[str]) -> dict[str, Block]:
     bias = c.flag("attention_bias", default=False)
-    how = {"head_dim": 128, "qkv_bias": bias, "o_bias": bias}
-    mixers = scoped_attention(
-        c, hidden, kinds, window=4096, turned=(WINDOW,), **how
-    )
+    how: dict[str, Any] = {"head_dim": 128, "qkv_bias": bias, "o_bias": bias}
+    mixers = scoped_attention(c, hidden, kinds, window=4096, turned=(WINDOW,), **how)
     mixers[TURNED] = attention(c, hidden, **how)
     return mixers
 
@@ -84,9 +84,7 @@ def cohere2_moe(c: Config) -> ModelSpec:
     hidden = c.int("hidden_size", symbol="D")
     layers = int(c.int("num_hidden_layers", symbol="L").value)
     kinds = _scopes(c, layers)
-    sparse = sparse_words(
-        c, layers, lambda: dense_first(c, layers, "first_k_dense_replace", 0)
-    )
+    sparse = sparse_words(c, layers, lambda: dense_first(c, layers, "first_k_dense_replace", 0))
     mixers = _mixers(c, hidden, kinds)
     if c.int("prefix_dense_sliding_window_pattern", default=1).value == 1:
         kinds = [

@@ -67,6 +67,4 @@ def glm_moe_dsa(c: Config) -> ModelSpec:
     if SHARED in kinds:
         mixers[SHARED] = sparse_attention(c, indexes=False)
     moe = routed_experts(c, routing, shared=1)
-    return moe_model(
-        c, "glm_moe_dsa", mixers, moe, dense=3, mtp=1, typed=True, mixer_kinds=kinds
-    )
+    return moe_model(c, "glm_moe_dsa", mixers, moe, dense=3, mtp=1, typed=True, mixer_kinds=kinds)

@@ -226,8 +226,6 @@ def deepseek_v4(c: Config) -> ModelSpec:
         embed=EMBED,
         norm="norm",
         head="head",
-        mtp=_mtp(
-            c, hidden, streams, _layer(hidden, streams, mixers[ahead], moes["moe"]), modules
-        ),
+        mtp=_mtp(c, hidden, streams, _layer(hidden, streams, mixers[ahead], moes["moe"]), modules),
     )
     return replace(spec, checkpoint=_stored(spec.checkpoint, experts))

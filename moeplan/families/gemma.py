@@ -17,9 +17,7 @@ __all__ = ["gemma4", "gemma4_text"]
 
 FULL, WINDOW, REUSE = "full attention", "sliding attention", "reused keys"
 TEXT = "model.language_model."
-NAMES = ExpertNames(
-    router="router.proj", experts="experts.", gate_up="gate_up_proj", suffix=""
-)
+NAMES = ExpertNames(router="router.proj", experts="experts.", gate_up="gate_up_proj", suffix="")
 
 
 def _attention(c: Config, hidden: Quantity, kind: str, reused: bool) -> Attention:
@@ -63,8 +61,7 @@ def _kinds(c: Config, layers: int) -> list[tuple[str, ...]]:
         problem = f"is {reusing}: each kind of layer needs an earlier one whose keys it reuses"
         raise c.fail("num_kv_shared_layers", problem)
     return [
-        (scope, *((REUSE,) if i >= first else ()), "dense", "moe")
-        for i, scope in enumerate(scopes)
+        (scope, *((REUSE,) if i >= first else ()), "dense", "moe") for i, scope in enumerate(scopes)
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moeplan.families.common import layer_types
 from moeplan.families.deepseek import layer_kinds, routed_experts, sigmoid_routing
 from moeplan.families.deepseek_sparse import FULL as INDEXES
@@ -48,7 +50,7 @@ def _delta(c: Config, hidden: Quantity) -> KimiDeltaAttention:
         "dk": ("head_dim", "linear_head_dim", 128),
         "w": ("short_conv_kernel_size", "linear_conv_kernel_dim", 4),
     }
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for symbol, (inner, outer, default) in keys.items():
         if own is not None and inner in own:
             sizes[symbol] = own.int(inner, symbol=symbol)

@@ -1,4 +1,4 @@
-"""Granite with shared experts: granitemoeshared, Granite 4's Mamba hybrids, and windows with sinks."""
+"""Granite with shared experts: plain, Granite 4's Mamba hybrids, and windows with sinks."""
 
 from __future__ import annotations
 
@@ -61,10 +61,9 @@ def granitemoeshared(c: Config) -> ModelSpec:
 def _mamba(c: Config, hidden: Quantity) -> Mamba2:
     heads = c.int("mamba_n_heads", default=128, symbol="Hm")
     inner = c.int("mamba_expand", default=2) * hidden
-    _, width = c.raw("mamba_d_head", default="auto")
-    if width == "auto":
-        width = (inner // heads).named("dm")
-    else:
+    _, given = c.raw("mamba_d_head", default="auto")
+    width = (inner // heads).named("dm")
+    if given != "auto":
         width = c.int("mamba_d_head", symbol="dm")
     if heads.value * width.value != inner.value:
         raise c.fail(

@@ -22,9 +22,7 @@ __all__ = ["hy_v4"]
 PICKS, SHARED = "sparse attention", "sparse attention (shared picks)"
 LATENT = LatentNames(gate="linear_gate", sinks="learnable_sink_param")
 DENSE = ("linear_gate", "up_proj", "down_proj")
-NAMES = ExpertNames(
-    experts="mlp.experts.", gate_up="gate_up_proj", suffix="", shared_names=DENSE
-)
+NAMES = ExpertNames(experts="mlp.experts.", gate_up="gate_up_proj", suffix="", shared_names=DENSE)
 
 
 def _layer(streams: Quantity) -> Layer:

@@ -49,6 +49,4 @@ def jetmoe(c: Config) -> ModelSpec:
         names=NAMES,
     )
     kinds, sparse = [FULL] * layers, [True] * layers
-    return layered(
-        c, "jetmoe", hidden, {FULL: mixer}, kinds, moe, sparse, tied_default=True
-    )
+    return layered(c, "jetmoe", hidden, {FULL: mixer}, kinds, moe, sparse, tied_default=True)

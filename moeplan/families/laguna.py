@@ -28,7 +28,8 @@ def _turned(c: Config, mixer: Attention, kind: str) -> Attention:
     """dr from the scope's entry in `rope_parameters`."""
     key = KEYS[kind]
     rope = c.data.get("rope_parameters")
-    share, source = SHARES[kind], Source("assumed", "rope_parameters is absent: the default")
+    source = Source("assumed", "rope_parameters is absent: the default")
+    share: Any = SHARES[kind]
     if isinstance(rope, Mapping) and isinstance(rope.get(key), Mapping):
         share = rope[key].get("partial_rotary_factor", 1.0)
         source = Source("config", f"rope_parameters.{key}.partial_rotary_factor of head_dim")
@@ -54,9 +55,7 @@ def _mixers(
     bias = c.flag("attention_bias", default=False)
     how: dict[str, Any] = {"grouped": True, "head_dim": 128, "qk_norm": "head"}
     how |= {"qkv_bias": bias, "o_bias": bias, "own_gate": _gate(c)}
-    base = scoped_attention(
-        c, hidden, kinds, window=512, gate_names=("g_proj.weight", ""), **how
-    )
+    base = scoped_attention(c, hidden, kinds, window=512, gate_names=("g_proj.weight", ""), **how)
     mixers: dict[str, Block] = {}
     names = []
     for kind, count in zip(kinds, heads, strict=True):
@@ -82,7 +81,7 @@ def _sparse(c: Config, layers: int) -> list[bool]:
 
 
 def laguna(c: Config) -> ModelSpec:
-    """Read a Laguna config: gated attention whose number of heads may differ from layer to layer."""
+    """Read a Laguna config: gated attention, whose number of heads may differ by layer."""
     hidden = c.int("hidden_size", symbol="D")
     layers = int(c.int("num_hidden_layers", symbol="L").value)
     experts = c.int("num_experts", symbol="E")
@@ -109,9 +108,7 @@ def laguna(c: Config) -> ModelSpec:
     )
     kinds = scopes(c, layers, full=lambda i: True)
     alike = c.int("num_attention_heads", symbol="H")
-    heads = c.per_layer(
-        "num_attention_heads_per_layer", layers=layers, default=alike, symbol="H"
-    )
+    heads = c.per_layer("num_attention_heads_per_layer", layers=layers, default=alike, symbol="H")
     mixers, names = _mixers(c, hidden, kinds, heads)
     sparse = _sparse(c, layers)
     return layered(c, "laguna", hidden, mixers, names, moe, sparse)
@@ -136,8 +133,6 @@ def mellum(c: Config) -> ModelSpec:
     kinds = scopes(c, layers, full=lambda i: True)
     bias = c.flag("attention_bias", default=False)
     how: dict[str, Any] = {"grouped": True, "head_dim": 128, "qk_norm": "head"}
-    mixers = scoped_attention(
-        c, hidden, kinds, window=1024, qkv_bias=bias, o_bias=bias, **how
-    )
+    mixers = scoped_attention(c, hidden, kinds, window=1024, qkv_bias=bias, o_bias=bias, **how)
     sparse = sparse_words(c, layers, [True] * layers)
     return layered(c, "mellum", hidden, mixers, kinds, moe, sparse)

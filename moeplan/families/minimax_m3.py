@@ -52,7 +52,7 @@ def _kinds(c: Config, own: Config | None, layers: int) -> list[str]:
 
 
 def _sparse(c: Config, own: Config | None, full: Attention) -> BlockSparseAttention:
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for key, (legacy, default, symbol) in LEGACY.items():
         if own is not None and legacy in own:
             sizes[symbol] = own.int(legacy, symbol=symbol)

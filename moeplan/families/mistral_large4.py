@@ -66,9 +66,8 @@ def _shared(c: Config, layers: int) -> list[bool]:
     sources = c.list("kv_source_layers", length=layers, default=None)
     if sources is None:
         return [False] * layers
-    if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s for s in sources) or any(
-        source > i for i, source in enumerate(sources)
-    ):
+    places = (type(s) is int and 0 <= s <= i for i, s in enumerate(sources))
+    if not all(places):
         raise c.fail("kv_source_layers", f"is {shown(sources)}: each layer's own or an earlier one")
     return [source != i for i, source in enumerate(sources)]
 
@@ -113,9 +112,7 @@ def _experts(c: Config) -> MoE:
 
 def mistral_large4(c: Config) -> ModelSpec:
     """Read a Mistral Large 4 config: the text part; the vision tower is not counted."""
-    text, how = text_part(
-        c, ["mistral_large4_text"], vision_config="vision tower and projector"
-    )
+    text, how = text_part(c, ["mistral_large4_text"], vision_config="vision tower and projector")
     c.ignore("image_token_index", "multimodal_projector_bias", "projector_hidden_act")
     c.ignore("spatial_merge_size", "vision_feature_layer")
     hidden = text.int("hidden_size", symbol="D")
@@ -126,7 +123,8 @@ def mistral_large4(c: Config) -> ModelSpec:
     text.ignore("head_dim", "num_key_value_heads", "rope_interleave", "indexer_rope_interleave")
     turned, shared = _turned(text, layers), _shared(text, layers)
     full = [kind == INDEXES for kind in indexer_kinds(text, layers)]
-    kinds, mixers = [], {}
+    kinds: list[str] = []
+    mixers: dict[str, Block] = {}
     for kind in zip(turned, full, shared, strict=True):
         words = (
             "sparse attention",

@@ -18,7 +18,7 @@ from moeplan.families.stack import (
 from moeplan.model.attention import Attention
 from moeplan.model.basic import GatedResidual, Norm
 from moeplan.model.ffn import ExpertNames, MoE, Routing
-from moeplan.model.ops import Block
+from moeplan.model.ops import Block, Component
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Quantity
 
@@ -35,7 +35,7 @@ STILL = ", no rotation"
 
 def _layer(hidden: Quantity, mixer: Block, ffn: Block) -> tuple[Block, ...]:
     """Norms around both branches, the one behind attention without weights; gated additions."""
-    part = "routed_experts" if isinstance(ffn, MoE) else "dense_ffn"
+    part: Component = "routed_experts" if isinstance(ffn, MoE) else "dense_ffn"
     return (
         Norm(hidden, "input_layernorm"),
         mixer,
@@ -71,7 +71,7 @@ def _mixers(c: Config, hidden: Quantity, kinds: list[str]) -> dict[str, Block]:
 
 
 def _turned(c: Config, layers: int) -> list[bool]:
-    """Layers that rotate: those with a base in layer_rope_theta; by default all but every fourth from the last."""
+    """Layers with a base in layer_rope_theta; by default all but every fourth from the last."""
     bases = c.list("layer_rope_theta", length=layers, default=None)
     if bases is None:
         return [(layers - 1 - i) % 4 != 0 for i in range(layers)]

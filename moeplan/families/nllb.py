@@ -100,8 +100,7 @@ def _stack(c: Config, hidden: Quantity, side: str, role: Role) -> list[Group]:
         )
 
     kinds = [
-        (side, "moe" if step and (i + 1) % step == 0 else "dense")
-        for i in range(int(layers.value))
+        (side, "moe" if step and (i + 1) % step == 0 else "dense") for i in range(int(layers.value))
     ]
     prefix = f"model.{side}.layers.{{i}}."
     groups = layer_groups(kinds, build, prefix=prefix, role=role, count=layers)

@@ -23,9 +23,7 @@ def _text(c: Config, name: str, **how: Any) -> ModelSpec:
     experts = c.int("n_routed_experts", "num_local_experts", symbol="E")
     width = c.int("moe_intermediate_size", symbol="F")
     shared = c.int("n_shared_experts", default=2, symbol="shared")
-    method = c.choice(
-        "topk_method", allowed=("greedy", "group_limited_greedy"), default="greedy"
-    )
+    method = c.choice("topk_method", allowed=("greedy", "group_limited_greedy"), default="greedy")
     groups = expert_groups(c) if method == "group_limited_greedy" else {}
     c.ignore("n_group", "topk_group")
     c.expect("mlp_bias", [False], "feed-forward biases are not described")

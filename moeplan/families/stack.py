@@ -1,4 +1,4 @@
-"""Decoders whose layers differ in two ways: what attention sees, and dense or sparse feed-forward."""
+"""Decoders whose layers differ in what attention sees, and in dense or sparse feed-forward."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Layer: TypeAlias = Callable[[Quantity, Block, Block], tuple[Block, ...]]
 
 
 def scopes(c: Config, layers: int, *, full: Callable[[int], bool]) -> list[str]:
-    """What each layer's attention sees: `layer_types`, or by default the layers that `full` picks."""
+    """What each layer's attention sees: `layer_types`, or by default all where `full` says so."""
     return layer_types(c, layers, WORDS, [FULL if full(i) else WINDOW for i in range(layers)])
 
 
@@ -58,9 +58,7 @@ def scoped_attention(
     if WINDOW in kinds:
         default = {} if window is None else {"default": window}
         width = c.int("sliding_window", symbol="W", **default)
-        mixers[WINDOW] = attention(
-            c, hidden, W=width, scope="window", rope=WINDOW in turned, **how
-        )
+        mixers[WINDOW] = attention(c, hidden, W=width, scope="window", rope=WINDOW in turned, **how)
     if FULL in kinds:
         mixers[FULL] = attention(c, hidden, rope=FULL in turned, **how)
     c.ignore("sliding_window", "sliding_window_pattern")
@@ -68,7 +66,7 @@ def scoped_attention(
 
 
 def unbounded(c: Config) -> bool:
-    """Whether the file says that there is no window (null), which is not the same as saying nothing."""
+    """Whether the file says that there is no window (null); saying nothing is not that."""
     return "sliding_window" in c.data and c.data["sliding_window"] is None
 
 
@@ -142,7 +140,8 @@ def layered(
     """Close a decoder: a mixer of `kinds` and experts or a dense feed-forward for each layer.
 
     dense: the dense feed-forward, by default `intermediate_size` wide. text: prefix of the text
-    model's tensors. last: what stands between the layers and the final norm. how: further arguments of `decoder`.
+    model's tensors. last: what stands between the layers and the final norm.
+    how: further arguments of `decoder`.
     """
     layers = c.int("num_hidden_layers", symbol="L")
     if dense is None and not all(sparse):
@@ -172,4 +171,3 @@ def text_part(
     c.ignore(*towers)
     left = tuple(f"{what} ({part})" for part, what in towers.items() if part in c)
     return text, {"wrapper": c, "not_counted": left}
-

@@ -19,7 +19,7 @@ __all__ = ["step3p5", "step3p7"]
 NAMES = ExpertNames(
     router="moe.gate", experts="moe.", shared="share_expert.", selection_bias="moe.router_bias"
 )
-# of multi-token prediction, rotation, clamping and loading: no tensor of the model follows from them
+# of multi-token prediction, rotation, clamping and loading: no tensor counted follows from them
 OTHER = (
     "mtp_layer_types",
     "mtp_mlp_layer_types",

@@ -1,7 +1,8 @@
 """A mixture of experts whose router is a small network of its own (ZAYA1, arXiv 2511.17127).
 
 A token is projected to Rh features, to which the router's features of the layer before are added
-(weighted by a learned vector); two hidden layers of Rh and an output of one score per expert follow.
+(weighted by a learned vector); two hidden layers of Rh and an output with a score for each expert
+follow.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class MoE(Block):
     V: Number | None = None
     gated: bool = True
     activation: str = "silu"
-    routing: Routing = Routing()
+    routing: Routing = Routing()  # noqa: RUF009 - a NamedTuple cannot change
     shared_gate: bool = False
     router_bias: bool = False
     expert_bias: bool = False

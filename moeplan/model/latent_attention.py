@@ -8,7 +8,7 @@ are computed, K keys that a pass reads from the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from moeplan.model.masks import visible_pairs
@@ -70,7 +70,7 @@ class LatentAttention(Block):
     shares_kv: bool = False
     mode: Literal["auto", "absorbed", "expanded"] = "auto"
     prefix: str = "self_attn."
-    names: LatentNames = LatentNames()
+    names: LatentNames = field(default_factory=LatentNames)
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: computed (query, key) pairs per sequence; K: keys that the pass reads."""

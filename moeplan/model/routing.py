@@ -17,7 +17,6 @@ from functools import lru_cache
 from math import comb, isqrt
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
-
 from moeplan.arrays import is_array, np
 from moeplan.errors import UserError, near_miss
 from moeplan.quantity import Number, plain

@@ -23,7 +23,7 @@ __all__ = ["PooledSparseAttention", "ScaledSparseAttention"]
 
 
 def _scores(dims: str, pairs: str, cached: str) -> Op:
-    """ReLU(q·k) of every head, summed with weights: 2·di FLOPs a head and pair, and 2 for the sum."""
+    """ReLU(q·k) of every head and their weighted sum: 2·di and 2 FLOPs a head and pair."""
     return Op(
         name="index_scores",
         kind="attention",

@@ -172,9 +172,8 @@ def _flops(e: Estimate) -> Table:
     if "training_per_token_with_mtp" in f:
         with_mtp = fmt_flops(f["training_per_token_with_mtp"].value)
         table.notes.append(f"training with the multi-token-prediction module: {with_mtp}")
-    table.notes.append(
-        f"prefill of one sequence of {context:,} tokens: {fmt_flops(f['prefill_per_sequence'].value)}"
-    )
+    prefill = fmt_flops(f["prefill_per_sequence"].value)
+    table.notes.append(f"prefill of one sequence of {context:,} tokens: {prefill}")
     return table
 
 
@@ -269,8 +268,8 @@ def _exchange(e: Estimate) -> Table:
         both = [a[step]["dispatch"][key].value + a[step]["combine"][key].value for key in keys]
         table.rows.append((words, *(fmt_bytes(n) for n in both)))
     table.notes = [
-        f"bytes that a GPU sends, {a['policy']}: a token reaches {a['expected_gpus'].value:.2f} GPUs "
-        f"and {a['expected_nodes'].value:.2f} nodes on average",
+        f"bytes that a GPU sends, {a['policy']}: a token reaches {a['expected_gpus'].value:.2f} "
+        f"GPUs and {a['expected_nodes'].value:.2f} nodes on average",
     ]
     if _value(a["imbalance"]) != 1:
         busiest = fmt_bytes(a["per_layer"]["dispatch"]["busiest"].value)
@@ -336,8 +335,8 @@ def _expected(e: Estimate) -> Table:
             )
         )
     table.notes.append(
-        f"calibrations: {', '.join(found['calibrations'])} ({found['origin']}); the band is that of "
-        "their own held-out errors, wider beyond the calibrated range"
+        f"calibrations: {', '.join(found['calibrations'])} ({found['origin']}); the band is that "
+        "of their own held-out errors, wider beyond the calibrated range"
     )
     if found["outside"]:
         table.notes.append(f"beyond the calibrated range: {', '.join(found['outside'])}")

@@ -71,7 +71,8 @@ BASES: dict[str, dict[str, Any]] = {
         "text_config": {
             "model_type": "glm5_next_text",
             **WIDE,
-            **{**LATENT, "qk_rope_head_dim": 0},
+            **LATENT,
+            "qk_rope_head_dim": 0,
             **ROUTED,
             **INDEXER,
             "linear_num_heads": 5,

@@ -20,9 +20,7 @@ def _needs_transformers() -> None:
     oracle()
 
 
-@pytest.mark.parametrize(
-    ("family", "i"), [(f, i) for f in BASES for i in range(-1, len(CASES[f]))]
-)
+@pytest.mark.parametrize(("family", "i"), [(f, i) for f in BASES for i in range(-1, len(CASES[f]))])
 def test_tensors_are_those_that_transformers_builds(family: str, i: int) -> None:
     data = case(family, i)
     assert compare(read_config(data, family), data) == []

@@ -53,9 +53,7 @@ COUNTS: list[tuple[str, float, dict[str, float]]] = [
 
 
 @pytest.mark.parametrize(("name", "total", "touched"), COUNTS)
-def test_published_counts(
-    name: str, total: float, touched: dict[str, float], shared: Path
-) -> None:
+def test_published_counts(name: str, total: float, touched: dict[str, float], shared: Path) -> None:
     model = spec(shared, name)
     digits = len(str(total).partition(".")[2])
     assert count(model) / 1e9 == pytest.approx(total, abs=0.51 * 10**-digits)

@@ -40,9 +40,7 @@ def work(phase: Phase, S: Any, C: Any, **how: Any) -> Workload:
 
 
 # --------------------------------------------------------------------------------- pairs by a walk
-@given(
-    C=st.integers(1, 400), new=st.integers(1, 400), top=st.integers(1, 200), m=st.integers(1, 9)
-)
+@given(C=st.integers(1, 400), new=st.integers(1, 400), top=st.integers(1, 200), m=st.integers(1, 9))
 def test_pairs_of_a_walk_over_the_queries(C: int, new: int, top: int, m: int) -> None:
     """A query at position t sees t earlier keys and half of itself, as the causal count has it."""
     S = min(new, C)

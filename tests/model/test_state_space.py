@@ -210,8 +210,6 @@ def test_arrays_agree_with_scalars() -> None:
         for phase in PHASES:
             many = Workload(phase, B=2, S=lengths, C=lengths)
             for op in block.rows(many):
-                ones = [
-                    flops(block, Workload(phase, B=2, S=s, C=s), op.name) for s in lengths
-                ]
+                ones = [flops(block, Workload(phase, B=2, S=s, C=s), op.name) for s in lengths]
                 found = evaluate(op.flops, block.environment(many))
                 np.testing.assert_allclose(np.broadcast_to(found, 3), ones)
