@@ -1,15 +1,19 @@
-"""Commands that predict and calibrate op times from measured points."""
+"""Commands that measure a layer, and that predict and calibrate op times."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeplan.cli_options import GpuOption
+from moeplan.cli_options import ConfigOption, GpuOption, Json, PresetOption
 from moeplan.errors import UserError
+
+if TYPE_CHECKING:
+    from moeplan.profile.command import Outcome
 
 __all__ = ["register"]
 
@@ -90,7 +94,80 @@ def calibrate(
     print_tables(tables, Console(highlight=False))
 
 
+def profile(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda or cpu; the GPU where there is one.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Backends, with commas.")] = "torch",
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Token counts, with commas.")] = None,
+    routing: Annotated[
+        str, typer.Option(help="uniform, balanced, zipf:EXPONENT or trace.")
+    ] = "uniform",
+    routing_trace: Annotated[
+        Path | None, typer.Option(help="Expert ids per token, .npy or .jsonl.")
+    ] = None,
+    backward: Annotated[bool, typer.Option(help="Measure forward + backward too.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Less than a minute.")] = False,
+    suite: Annotated[str | None, typer.Option(help="A set of models: all, gpu.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for records, or a .json file.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a record.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, inputs and routing.")] = 0,
+    samples: Annotated[int, typer.Option(min=2, help="Timed runs of a case.")] = 20,
+    budget: Annotated[str | None, typer.Option(help="Time to stop after, such as 12min.")] = None,
+    note: Annotated[list[str] | None, typer.Option(help="A remark for the record.")] = None,
+    detail: Annotated[bool, typer.Option("--detail", help="Every case's rows.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a model's MoE layer on this machine: predicted beside measured, kept as a record."""
+    from moeplan.profile.command import ProfileOptions, run_profile
+
+    options = ProfileOptions(
+        preset=preset, config=config, device=device, backend=backend, dtype=dtype, tokens=tokens,
+        routing=routing, routing_trace=routing_trace, backward=backward, quick=quick, suite=suite,
+        out=out, resume=resume, seed=seed, samples=samples, budget=budget, note=tuple(note or ()),
+        detail=detail, command=" ".join(sys.argv[1:]),
+    )  # fmt: skip
+    from rich.console import Console
+
+    _answer(run_profile(options, None if as_json else Console(stderr=True)), as_json)
+
+
+def validate(
+    places: Annotated[list[Path], typer.Argument(help="Records, or folders of records.")],
+    band: Annotated[
+        float | None, typer.Option(help="Largest mean error of layers, percent.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="A folder for plots.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Errors of the predictions in records, per operation and per layer; exit code 1 past the band."""
+    from moeplan.profile.command import ValidateOptions, run_validate
+
+    _answer(run_validate(ValidateOptions(places, band, plots)), as_json)
+
+
+def _answer(outcome: Outcome, as_json: bool) -> None:
+    from rich.console import Console
+
+    from moeplan.report.tables import print_tables
+
+    if as_json:
+        print(json.dumps(outcome.document, indent=2))
+    else:
+        print_tables(outcome.tables, Console(highlight=False))
+    if outcome.sentence:
+        print(outcome.sentence, file=sys.stderr)
+    raise typer.Exit(outcome.code)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(predict)
     app.command()(calibrate)
+    app.command()(profile)
+    app.command()(validate)

@@ -86,7 +86,6 @@ class Shape:
     dtype: str
     direction: Direction
     backend: str = "torch"
-    device: str = ""
 
 
 def dtype_bytes(dtype: str) -> int:
