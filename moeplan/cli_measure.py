@@ -112,9 +112,7 @@ def profile(
     backward: Annotated[bool, typer.Option(help="Measure forward + backward too.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Less than a minute.")] = False,
     suite: Annotated[str | None, typer.Option(help="A set of models: all, gpu.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A folder for records, or a .json file.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for records, or a .json file.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a record.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, inputs and routing.")] = 0,
     samples: Annotated[int, typer.Option(min=2, help="Timed runs of a case.")] = 20,
@@ -145,7 +143,7 @@ def validate(
     plots: Annotated[Path | None, typer.Option(help="A folder for plots.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Errors of the predictions in records, per operation and per layer; exit code 1 past the band."""
+    """Errors of the predictions in records, per operation and layer; exit code 1 past the band."""
     from moeplan.profile.command import ValidateOptions, run_validate
 
     _answer(run_validate(ValidateOptions(places, band, plots)), as_json)

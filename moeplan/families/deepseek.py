@@ -31,6 +31,9 @@ SHARED = ("n_shared_experts", "num_shared_experts")
 M = TypeVar("M", bound=LatentAttention)
 
 
+_NO_QUERY_LATENT = ("kimi_linear",)  # families whose class has no query latent by default
+
+
 def latent_attention(c: Config, kind: type[M], **more: Any) -> M:
     """Multi-latent attention; `q_lora_rank: null` means queries without a latent.
 
@@ -43,7 +46,8 @@ def latent_attention(c: Config, kind: type[M], **more: Any) -> M:
             f"num_key_value_heads {kv_heads.value} is not used: all {heads.value} heads share "
             "one latent"
         )
-    direct = "q_lora_rank" in c.data and c.data["q_lora_rank"] is None
+    absent = "q_lora_rank" not in c.data and c.data.get("model_type") in _NO_QUERY_LATENT
+    direct = absent or ("q_lora_rank" in c.data and c.data["q_lora_rank"] is None)
     c.ignore("q_lora_rank", "head_dim")
     nope, rope = c.int("qk_nope_head_dim", symbol="dn"), c.int("qk_rope_head_dim", symbol="dr")
     both = nope.value + rope.value

@@ -99,6 +99,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": Activation("relu2", "relu2"),
     # gpt-oss: clamped, with a sigmoid of slope 1.702 and one added to up (arXiv 2508.10925)
     "clamped_swiglu": Activation("clamped_swiglu", "silu", slope=1.702, limit=7.0, shift=1.0),
+    "swigluoai": Activation("swigluoai", "silu", slope=1.702, limit=7.0, shift=1.0),
     # DeepSeek-V4: the same clamp, further out, around the plain gate
     "clamped_silu": Activation("clamped_silu", "silu", limit=10.0),
 }

@@ -149,7 +149,11 @@ class ReferenceBackend:
         """Run each expert over its tokens, one after the other."""
         out_TL = torch.zeros_like(x_TL, dtype=torch.float32)
         at_input = experts.weigh == "input"
-        for e in range(experts.up_EHL.shape[0]):
+        with phase(experts.up_phase):  # unbound once: indexing makes a whole gradient each time
+            up_HL = experts.up_EHL.unbind()
+        with phase("experts_down"):
+            down_LF = experts.down_ELF.unbind()
+        for e in range(len(up_HL)):
             with phase("permute"):
                 token_m, choice_m = torch.where(selected.ids_TK == e)
                 weight_m1 = selected.weights_TK[token_m, choice_m, None]
@@ -157,11 +161,11 @@ class ReferenceBackend:
                 if at_input:
                     x_mL = x_mL * weight_m1
             with phase(experts.up_phase):
-                h_mH = F.linear(x_mL, experts.up_EHL[e].float(), _bias(experts.up_bias_EH, e))
+                h_mH = F.linear(x_mL, up_HL[e].float(), _bias(experts.up_bias_EH, e))
             with phase("experts_activation"):
                 a_mF = _plain_activation(h_mH, experts.activation, experts.gated)
             with phase("experts_down"):
-                y_mL = F.linear(a_mF, experts.down_ELF[e].float(), _bias(experts.down_bias_EL, e))
+                y_mL = F.linear(a_mF, down_LF[e].float(), _bias(experts.down_bias_EL, e))
             with phase("combine"):
                 weighed_mL = y_mL if at_input else y_mL * weight_m1
                 out_TL = out_TL.index_add(0, token_m, weighed_mL)

@@ -21,6 +21,13 @@ __all__ = ["TOLERANCE", "check_backend", "check_layer", "reduced"]
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}
 """Relative L2 error that a backend may have against the reference."""
 
+_CANCELLING = ("router", "shared_gate")
+"""Weights whose gradient from one token is a difference of nearly equal sums: not judged there."""
+
+_SLACK = {"relu": 3.0}
+"""Factor on the tolerance of gradients: where a rounded input of ReLU changes its sign, its whole
+gradient comes or goes. Other curves bend smoothly."""
+
 _WIDTHS = {"D": 64, "F": 32, "Fs": 48, "Dl": 32}
 
 
@@ -78,10 +85,10 @@ def _check(
     _poison(x_TD, ids_TK.shape[1])
     got = _results(layer, x_TD, ids_TK, d_TD if gradients else None)
     wanted = _results(reference, x_TD.float(), ids_TK, d_TD.float() if gradients else None)
-    # one token's router gets the difference of nearly equal numbers: nothing to be judged by
-    judged = [n for n in wanted if len(ids_TK) > 1 or not n.startswith("router")]
+    judged = [n for n in wanted if len(ids_TK) > 1 or not n.startswith(_CANCELLING)]
     errors = {name: relative_error(got[name], wanted[name]) for name in judged}
     tolerance = TOLERANCE[dtype]
+    allowed = tolerance * _SLACK.get(layer.activation.curve, 1.0)
     output = errors.pop("output")
     return Check(
         subject=subject,
@@ -92,7 +99,8 @@ def _check(
         output_error=output,
         gradient_errors=errors,
         tolerance=tolerance,
-        passed=all(error <= tolerance for error in (output, *errors.values())),
+        gradient_tolerance=allowed,
+        passed=output <= tolerance and all(error <= allowed for error in errors.values()),
     )
 
 

@@ -141,7 +141,10 @@ class Roof(_Model):
 
 
 class Check(_Model):
-    """A backend held against the fp32 reference before it is timed: relative L2 errors."""
+    """A backend held against the fp32 reference before it is timed: relative L2 errors.
+
+    tolerance: of the output; gradient_tolerance: of each gradient.
+    """
 
     subject: str
     backend: str
@@ -151,6 +154,7 @@ class Check(_Model):
     output_error: float
     gradient_errors: dict[str, float] = {}
     tolerance: float
+    gradient_tolerance: float
     passed: bool
 
 

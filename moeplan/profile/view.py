@@ -96,10 +96,11 @@ def _checks(record: Record) -> Table:
         [Column("backend", "left"), Column("checks"), Column("output"), Column("gradients"),
          Column("allowed"), Column("", "left")],
     )  # fmt: skip
-    groups: dict[tuple[str, str, float], list[Check]] = {}
+    groups: dict[tuple[str, str], list[Check]] = {}
     for check in record.checks:
-        groups.setdefault((check.subject, check.backend, check.tolerance), []).append(check)
-    for (subject, backend, allowed), checks in groups.items():
+        groups.setdefault((check.subject, check.backend), []).append(check)
+    for (subject, backend), checks in groups.items():
+        allowed = [f"{checks[0].tolerance:.0e}", f"{checks[0].gradient_tolerance:.0e}"]
         gradients = [max(c.gradient_errors.values()) for c in checks if c.gradient_errors]
         wrong = [c.sizes for c in checks if not c.passed]
         table.rows.append(
@@ -108,7 +109,7 @@ def _checks(record: Record) -> Table:
                 str(len(checks)),
                 f"{max(c.output_error for c in checks):.0e}",
                 f"{max(gradients):.0e}" if gradients else "–",
-                f"{allowed:.0e}",
+                " / ".join(dict.fromkeys(allowed)),
                 f"FAILED: {', '.join(wrong)}" if wrong else "passed",
             )
         )

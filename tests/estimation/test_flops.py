@@ -155,7 +155,11 @@ def test_section_is_consistent(name: str) -> None:
     assert parts == pytest.approx(forward_pass, rel=1e-12)
     decoded = sum(part.value for part in section["decode_by_component"].values())
     assert decoded == section["decode_per_token"].value
-    assert section["full"]["forward_per_token"].value >= forward_pass
+    whole = flops(spec_of(name), 2048, "full")
+    for key, found in section["full"].items():  # each mask is told beside the other
+        assert found.value == whole[key].value
+        assert section[key].value == whole["causal"][key].value
+    assert whole["forward_per_token"].value > forward_pass
     assert set(section["by_component"]) >= {"attention", "head"}
 
 

@@ -14,7 +14,8 @@ from moeplan.estimation.memory import kv_cache, weight_bytes
 from moeplan.estimation.parameters import active
 from moeplan.estimation.timing import Floor, floor
 from moeplan.model.basic import Embedding
-from moeplan.model.spec import ModelSpec
+from moeplan.model.latent_attention import LatentAttention
+from moeplan.model.spec import Group, ModelSpec
 from moeplan.model.workload import Phase, Workload
 from tests.reading import READABLE, spec_of
 
@@ -174,6 +175,20 @@ def test_fp8_matmuls_run_at_the_fp8_peak_where_there_is_one() -> None:
     for op in ("attention", "router", "lm_head"):
         assert rates["h200"][op] == pytest.approx(989)
     assert all(rate == pytest.approx(312) for rate in rates["a100-80"].values())
+
+
+def test_absorbed_latent_attention_reads_its_expansion_once() -> None:
+    """Queries take the keys' part of one matrix, outputs the values' part, of unequal sizes."""
+    block = LatentAttention(D=256, H=4, rq=None, rkv=64, dn=32, dr=16, dv=96)
+    spec = ModelSpec("mla", "mla", (Group("layer", (block,), prefix="{i}."),))
+    roofline = Floor(spec, Workload("decode", B=1, S=1, C=1), H200)
+    read = {}
+    for line in roofline.lines:
+        parts = roofline.explain(line)["bytes"].inputs
+        read |= {(line.op.name, w.name): parts[w.name].value for w in line.op.weights}
+    name = "self_attn.kv_b_proj.weight"
+    assert read["q_absorb", name] == 2 * 4 * 32 * 64
+    assert read["v_expand", name] == 2 * 4 * 96 * 64
 
 
 def test_only_the_experts_that_are_hit_are_read() -> None:

@@ -17,7 +17,7 @@ from moeplan.model.linear_attention import GatedDeltaNet
 from moeplan.model.spec import ModelSpec
 from moeplan.presets import preset, presets
 from moeplan.quantity import plain
-from tests.families import cases_c
+from tests.families import cases_c, cases_d
 from tests.families.oracle_cases import (
     ALTERED,
     BASES,
@@ -235,7 +235,7 @@ def test_a_wrong_spec_is_noticed() -> None:
 def test_every_family_that_transformers_has_is_judged() -> None:
     if not SHARED.is_dir():
         pytest.skip("needs the reference configs in the folder `shared` beside the repository")
-    judged = {*BASES, *cases_c.BASES} | {p.config["model_type"] for p in presets()}
+    judged = {*BASES, *cases_c.BASES, *cases_d.BASES} | {p.config["model_type"] for p in presets()}
     for path in Path(__file__).parent.glob("test_*.py"):
         text = path.read_text()
         if "compare(" in text:

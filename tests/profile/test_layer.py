@@ -15,10 +15,11 @@ import torch
 from moeplan.errors import UserError
 from moeplan.load import load_preset
 from moeplan.model.ffn import MoE, Routing
+from moeplan.presets import presets
 from moeplan.profile.backends import backend_named, register
 from moeplan.profile.layer import Layer, phase_names
 from moeplan.profile.phases import Phases
-from tests.profile.cases import errors, kinds, small
+from tests.profile.cases import errors, is_built, kinds, small
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 NAMES = sorted(kinds())
@@ -182,6 +183,14 @@ def test_the_hook_changes_no_number() -> None:
 
 
 # ------------------------------------------------------------------------------------- errors
+def test_only_layers_with_zero_computation_experts_are_not_built() -> None:
+    """Their rows are random numbers, so that neither FLOPs nor sizes would be what is estimated."""
+    blocks = {(preset.name, id(block)): block for preset in presets()
+              for _, block in load_preset(preset.name).blocks(MoE)}  # fmt: skip
+    refused = {name for (name, _), block in blocks.items() if not is_built(block)}
+    assert refused == {name for (name, _), block in blocks.items() if block.Z is not None}
+
+
 def test_settings_that_are_not_built_are_refused_by_name() -> None:
     block = small(_moe("mixtral"))
     with pytest.raises(UserError, match=r"does not build MoE\.Z=256"):
