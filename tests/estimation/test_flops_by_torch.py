@@ -166,7 +166,22 @@ def test_switch_as_torch_counts_it() -> None:
     }
     theirs, _ = counted(model, **inputs, use_cache=False)
     work = Workload("prefill", B=2, S=24, C=24, X=40, mask="full")
-    assert _ours(read_config(config, "switch"), work) == theirs
+    spec = read_config(config, "switch")
+    assert _ours(spec, work) == theirs
+
+    # decoding token 25: the encoder has run, and its keys and values are there
+    encoded = model.get_encoder()(inputs["input_ids"])
+    before = model(
+        encoder_outputs=encoded, decoder_input_ids=inputs["decoder_input_ids"], use_cache=True
+    )
+    theirs, _ = counted(
+        model,
+        encoder_outputs=encoded,
+        decoder_input_ids=torch.randint(100, (2, 1)),
+        past_key_values=before.past_key_values,
+        use_cache=True,
+    )
+    assert _ours(spec, Workload("decode", B=2, S=1, C=25, X=40)) == theirs
 
 
 @pytest.mark.oracle
