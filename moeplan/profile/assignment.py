@@ -51,6 +51,11 @@ class Assignment(NamedTuple):
         """The rule as it is written."""
         return f"zipf:{self.exponent:g}" if self.kind == "zipf" else self.kind
 
+    def check(self, tokens: int, experts: int, top_k: int) -> None:
+        """Raise UserError where a recorded trace does not fit a layer or is too short."""
+        if self.trace is not None:
+            _fitting(self.trace, tokens, experts, top_k)
+
     def ids(self, tokens: int, experts: int, top_k: int, seed: int) -> Ids:
         """The experts of each token, [T, K].
 

@@ -147,6 +147,8 @@ def _prepared(options: ProfileOptions, started: float) -> tuple[Runner, list[Par
     tokens, backends = _tokens(options, where.type), _backends(options.backend)
     routing = Assignment.parse(options.routing, options.routing_trace)
     parts = _plan(options, tokens, routing, backends, dtype, directions)
+    for job in (job for part in parts for job in part.jobs):
+        job.routing.check(job.tokens, int(job.block.values["E"]), int(job.block.values["k"]))
     seconds = _budget(options)
     settings = Settings(
         command=options.command,

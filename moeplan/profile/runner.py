@@ -244,6 +244,8 @@ class Runner:
             measured = self.measure(
                 passes, self.settings.samples, tick=self._tick(job, case), deadline=deadline
             )
+            if measured.layer.median < case.prediction.floor:
+                measured.flags.append("above the roofs: these were taken in a slower moment")
             return Case.model_validate(
                 {**case.model_dump(), "measured": measured.model_dump(), "state": "measured"}
             )

@@ -229,6 +229,20 @@ def test_a_termination_signal_closes_the_record(
 
 
 # -------------------------------------------------------------------- what is not measured
+def test_a_time_below_the_floor_is_flagged(tmp_path: Path) -> None:
+    slow, fast = tmp_path / "slow", tmp_path / "fast"
+    for folder, rate in ((slow, 1.0), (fast, 1e15)):
+        make(folder, measure_roofs=lambda rate=rate: roofs(gemm=rate, bandwidth=1e15)).run(
+            [part(2)]
+        )
+    flags = [
+        load_record(next(folder.rglob("*.json"))).cases[0].measured.flags  # type: ignore[union-attr]
+        for folder in (slow, fast)
+    ]
+    assert any(flag.startswith("above the roofs") for flag in flags[0])
+    assert not any(flag.startswith("above the roofs") for flag in flags[1])
+
+
 def test_a_size_that_cannot_fit_is_skipped_with_both_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +380,17 @@ def test_errors_are_told_apart(error: BaseException, memory: bool, lost: bool) -
 def test_options_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run_profile(ProfileOptions(**changes))
+
+
+def test_a_trace_that_does_not_fit_leaves_no_record(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("[0, 1]\n" * 4)
+    options = ProfileOptions(
+        config=tiny_config(tmp_path), tokens="2,5", routing="trace", out=tmp_path / "out",
+        routing_trace=tmp_path / "t.jsonl", device="cpu",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="holds 4 tokens, and a pass of 5"):
+        run_profile(options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_torch_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
