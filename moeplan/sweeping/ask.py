@@ -18,10 +18,10 @@ from moeplan.sweeping.architecture import CONFIG, Architecture
 from moeplan.sweeping.checks import check_value
 from moeplan.sweeping.formula import Formula
 from moeplan.sweeping.grid import Column, Grid, product
-from moeplan.sweeping.inputs import Input, Mode, default_of, input_named, inputs_of
+from moeplan.sweeping.inputs import Input, Mode, default_of, figure, input_named, inputs_of
 from moeplan.sweeping.syntax import axis_values, read_value
 
-__all__ = ["MOST_POINTS", "Ask", "Group", "ask", "figure"]
+__all__ = ["MOST_POINTS", "Ask", "Group", "ask"]
 
 MOST_POINTS = 1_000_000
 """Points of a sweep, where nobody allows more."""
@@ -229,13 +229,6 @@ def _base(found: Ask) -> Callable[[str, Grid], Column | None]:
         return None if value is None else each(grid, [], lambda s: value)
 
     return base
-
-
-def figure(device: Gpu, key: str) -> Any:
-    """A figure of a GPU by its key (`memory_bandwidth`, `peak.bf16`), or None."""
-    kind, _, fmt = key.partition(".")
-    found = device.peaks.get(fmt) if kind == "peak" else getattr(device, key)
-    return None if found is None else found.value
 
 
 # ------------------------------------------------------------------------------------ checks

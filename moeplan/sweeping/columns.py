@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +9,12 @@ from moeplan.arrays import is_array, np
 from moeplan.errors import UserError
 from moeplan.sweeping.answers import Answer, Found
 from moeplan.sweeping.ask import Ask
-from moeplan.units import fmt_count
+from moeplan.sweeping.inputs import UNITS
 
 __all__ = ["Columns", "Sweep", "cells"]
 
 _EXACT = 2**53  # whole numbers up to here are exact in float64
 _LARGEST = 2**63
-_UNITS = {"bytes": "B", "bandwidth": "B/s", "flops": "FLOP/s", "time": "s", "power": "W",
-          "amount": "$/h"}  # fmt: skip
 
 
 @dataclass
@@ -26,7 +23,8 @@ class Sweep:
 
     columns: inputs first, then what is shown, then `reason` (why a point is not legal, else "").
     Numbers are int64, or float64 with nan where a point has none; words, and whole numbers that
-    float64 cannot hold, are objects with None. units: of the columns that have one.
+    float64 cannot hold, are objects with None. units: of the columns that have one. same: what was
+    left out, because it is the same at every point.
     """
 
     title: str
@@ -34,7 +32,7 @@ class Sweep:
     shown: tuple[str, ...]
     columns: dict[str, Any]
     units: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    same: dict[str, Any] = field(default_factory=dict)
 
     @property
     def points(self) -> int:
@@ -86,21 +84,22 @@ class Columns:
         for point, text in self.reasons.items():
             reason[point] = text
         found = {path: _gathered(pieces, count) for path, pieces in self.pieces.items()}
-        notes: list[str] = []
+        same: dict[str, Any] = {}
         shown = list(asked.show)
         if not all_shown:
-            shown, notes = self._different(found, reason == "")
-        columns = {name: _input(column.values, column.at) for name, column in
-                   asked.grid.columns.items() if name in asked.inputs}  # fmt: skip
-        columns = {name: columns[name] for name in asked.inputs}
+            shown, same = self._different(found, reason == "")
+        columns = {}
+        for name in asked.inputs:
+            column = asked.grid.columns[name]
+            columns[name] = _column(list(column.values))[column.at]
         columns |= {path: found[path] for path in shown}
         columns["reason"] = reason
-        return Sweep(self._title(), tuple(asked.inputs), tuple(shown), columns, self._units(shown),
-                     notes)  # fmt: skip
+        named = tuple(asked.inputs), tuple(shown)
+        return Sweep(self._title(), *named, columns, self._units(), same)
 
-    def _different(self, found: dict[str, Any], legal: Any) -> tuple[list[str], list[str]]:
-        """Columns that differ between legal points, and a note of those that do not."""
-        kept, same = [], []
+    def _different(self, found: dict[str, Any], legal: Any) -> tuple[list[str], dict[str, Any]]:
+        """Columns that differ between legal points, and the values of those that do not."""
+        kept, same = [], {}
         for path, column in found.items():
             if not self.pieces[path]:
                 continue
@@ -108,10 +107,10 @@ class Columns:
             if others:
                 kept.append(path)
             else:
-                same.append(f"{path} {_short(first)}")
+                same[path] = first
         if not kept:
-            return [path for path in found if self.pieces[path]], []
-        return kept, [f"the same at every point: {', '.join(same)}"] if same else []
+            return list(same), {}
+        return kept, same
 
     def _title(self) -> str:
         asked = self.asked
@@ -122,12 +121,12 @@ class Columns:
         where = f" on {asked.cluster}" if asked.cluster else ""
         return f"{name}, {work}{where}"
 
-    def _units(self, shown: Sequence[str]) -> dict[str, str]:
+    def _units(self) -> dict[str, str]:
         out = {}
         for name, known in self.asked.inputs.items():
-            if known.kind in _UNITS:
-                out[name] = _UNITS[known.kind]
-        return out | {path: self.units[path] for path in shown if path in self.units}
+            if known.kind in UNITS:
+                out[name] = UNITS[known.kind]
+        return out | self.units
 
 
 def _none_legal(reasons: dict[int, str], count: int) -> str:
@@ -136,17 +135,6 @@ def _none_legal(reasons: dict[int, str], count: int) -> str:
         return f"the point is not legal: {texts[0]}"
     more = f"; and {len(texts) - 1} other reasons" if len(texts) > 1 else ""
     return f"none of the {count:,} points is legal: {texts[0]}{more}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return fmt_count(value)
-    return str(value)
-
-
-def _input(values: Sequence[Any], at: Any) -> Any:
-    """A column of an input's values."""
-    return _column(list(values))[at]
 
 
 def _column(values: list[Any]) -> Any:

@@ -17,21 +17,24 @@ from moeplan.quantity import Quantity, Source
 from moeplan.sweeping.answers import Answer, Evaluator, picked
 from moeplan.sweeping.paths import look
 
-__all__ = ["DEFAULT_PATHS", "Estimates", "with_figures"]
+__all__ = ["COST_PATHS", "DEFAULT_PATHS", "Estimates", "with_figures"]
 
 DEFAULT_PATHS = (
     "params.total",
     "params.active.all",
     "flops.forward_per_token",
-    "memory.weights",
     "kv_cache.bytes",
     "all_to_all.forward_step.dispatch.sent",
-    "all_to_all.forward_step.combine.sent",
     "time.prefill.sequential",
     "time.decode.sequential",
-    "cost.decode_dollars_per_million_tokens.sequential",
 )
 """What is shown where nobody says: those of these that differ between points."""
+
+COST_PATHS = (
+    "cost.prefill_dollars_per_million_tokens.sequential",
+    "cost.decode_dollars_per_million_tokens.sequential",
+)
+"""What comes with them where the hardware or its price is varied."""
 
 
 class _Shared(NamedTuple):

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from moeplan.cluster.hardware import NUMBER_FORMATS
+from moeplan.cluster.hardware import NUMBER_FORMATS, Gpu, gpu
 from moeplan.cluster.layout import NUMBERS
 from moeplan.errors import UserError, near_miss
 from moeplan.estimation.scenario import DEFAULTS
 from moeplan.parallel.jobs import Overheads, ServingJob, TrainingJob
-from moeplan.sweeping.architecture import CONFIG, SHAPES
+from moeplan.sweeping.architecture import CONFIG, SHAPES, Architecture
 from moeplan.sweeping.syntax import ValueKind
 
-__all__ = ["Input", "Mode", "Room", "free", "input_named", "inputs_of"]
+__all__ = [
+    "UNITS",
+    "Input",
+    "InputRow",
+    "Mode",
+    "Room",
+    "default_of",
+    "figure",
+    "free",
+    "input_named",
+    "input_rows",
+    "inputs_of",
+]
 
 Mode: TypeAlias = Literal["estimate", "train", "serve"]
 """What is evaluated at each point: `estimate`, or a layout for training or serving."""
@@ -39,6 +52,16 @@ class Input(NamedTuple):
     array: bool = False
     about: str = ""
 
+
+UNITS: Mapping[ValueKind, str] = {
+    "bytes": "B",
+    "bandwidth": "B/s",
+    "flops": "FLOP/s",
+    "time": "s",
+    "power": "W",
+    "amount": "$/h",
+}
+"""What numbers of a kind are in."""
 
 _SETTINGS: dict[str, tuple[ValueKind, bool]] = {
     **dict.fromkeys(("context", "batch", "microbatch", "tokens", "ep", "node"), ("count", True)),
@@ -167,3 +190,38 @@ def default_of(known: Input) -> Any:
     if known.room == "layout":
         return {"batch": None, "zero": 1}.get(known.key, 1)
     return None
+
+
+class InputRow(NamedTuple):
+    """An input as a list shows it; value: in force where nobody gives one; key: in the config."""
+
+    name: str
+    about: str
+    value: Any = None
+    unit: str = ""
+    key: str = ""
+
+
+def input_rows(model: str | Path | Mapping[str, Any] | None, mode: Mode) -> list[InputRow]:
+    """Every input that a model has, or that any has, in a mode."""
+    own = None if model is None else Architecture(model)
+    rows = []
+    for known in inputs_of(mode).values():
+        row = InputRow(known.name, known.about, default_of(known))
+        if known.room == "shape" and own is not None:
+            try:
+                row = row._replace(value=own.value(known.key), key=own.key(known.key))
+            except UserError:
+                continue
+        elif known.room == "gpu" and mode == "estimate":
+            found = figure(gpu(DEFAULTS["gpu"].value), known.key)
+            row = row._replace(value=found, unit=UNITS[known.kind])
+        rows.append(row)
+    return [*rows, InputRow(f"{CONFIG}KEY", "any key that the model's family reads")]
+
+
+def figure(device: Gpu, key: str) -> Any:
+    """A figure of a GPU by its key (`memory_bandwidth`, `peak.bf16`), or None."""
+    kind, _, fmt = key.partition(".")
+    found = device.peaks.get(fmt) if kind == "peak" else getattr(device, key)
+    return None if found is None else found.value

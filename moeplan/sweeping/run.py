@@ -9,7 +9,7 @@ from moeplan.errors import UserError
 from moeplan.sweeping.answers import Answer, Evaluator
 from moeplan.sweeping.ask import Ask, Group
 from moeplan.sweeping.columns import Columns, Sweep
-from moeplan.sweeping.estimates import DEFAULT_PATHS, Estimates
+from moeplan.sweeping.estimates import COST_PATHS, DEFAULT_PATHS, Estimates
 from moeplan.sweeping.layouts import DEFAULT_KEYS, Layouts
 
 __all__ = ["run"]
@@ -22,7 +22,7 @@ def run(asked: Ask, *, workers: int = 1, progress: Progress | None = None) -> Sw
     """Evaluate every point. `UserError` where none of them is legal, with the first's reason."""
     chosen = bool(asked.show)
     if not chosen:
-        asked.show = DEFAULT_PATHS if asked.mode == "estimate" else DEFAULT_KEYS[asked.mode]
+        asked.show = _defaults(asked)
     _check_paths(asked)
     found = Columns(asked)
     done = 0
@@ -33,6 +33,14 @@ def run(asked: Ask, *, workers: int = 1, progress: Progress | None = None) -> Sw
         if progress is not None:
             progress(done, asked.grid.count)
     return found.finish(all_shown=chosen or asked.mode != "estimate")
+
+
+def _defaults(asked: Ask) -> tuple[str, ...]:
+    """What is shown where nobody says."""
+    if asked.mode != "estimate":
+        return tuple(key for key in DEFAULT_KEYS[asked.mode] if key not in asked.inputs)
+    paid = any(known.room == "gpu" or n in ("gpu", "price") for n, known in asked.inputs.items())
+    return DEFAULT_PATHS + (COST_PATHS if paid else ())
 
 
 def evaluator(asked: Ask) -> Evaluator:
