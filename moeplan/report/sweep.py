@@ -56,20 +56,22 @@ def written(value: Any, unit: str, *, given: bool = False) -> str:
 def sweep_tables(found: Sweep, width: int | None = None) -> list[Table]:
     """The points under their inputs: one table, or several of columns that fit the width."""
     rows = _picked(found.points)
-    texts = {name: _texts(found, name, rows) for name in (*found.inputs, *found.shown)}
+    fixed = [n for n in found.inputs if _constant(found.columns[n])] if found.points > 1 else []
+    inputs = [n for n in found.inputs if n not in fixed]
+    texts = {name: _texts(found, name, rows) for name in (*inputs, *found.shown)}
     heads = {name: _heading(name) for name in texts}
     wide = {name: _width([*heads[name].split("\n"), *texts[name]]) for name in texts}
     count = f"{found.points:,} point{'s' if found.points != 1 else ''}"
     tables = []
-    parts = _parts(found, wide, width)
+    parts = _parts(inputs, found.shown, wide, width)
     for number, part in enumerate(parts, start=1):
-        names = [*found.inputs, *part]
+        names = [*inputs, *part]
         some = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
         title = f"{found.title}: {count}{some}"
         table = Table(title, [Column(heads[name]) for name in names])
         table.rows = [tuple(texts[name][i] for name in names) for i in range(len(rows))]
         tables.append(table)
-    tables[-1].notes += _notes(found)
+    tables[-1].notes += _notes(found, fixed)
     return tables
 
 
@@ -109,31 +111,41 @@ def _width(texts: Sequence[str]) -> int:
     return max((len(text) for text in texts), default=0)
 
 
-def _parts(found: Sweep, wide: Mapping[str, int], width: int | None) -> list[list[str]]:
+def _parts(
+    inputs: Sequence[str], shown: Sequence[str], wide: Mapping[str, int], width: int | None
+) -> list[list[str]]:
     """Which shown columns share a table: as many as fit, one at least."""
-    if width is None or not found.shown:
-        return [list(found.shown)]
-    inputs = sum(wide[name] + _GAP for name in found.inputs)
+    if width is None or not shown:
+        return [list(shown)]
+    taken = sum(wide[name] + _GAP for name in inputs)
     parts: list[list[str]] = [[]]
-    for name in found.shown:
-        used = inputs + sum(wide[n] + _GAP for n in (*parts[-1], name)) - _GAP
+    for name in shown:
+        used = taken + sum(wide[n] + _GAP for n in (*parts[-1], name)) - _GAP
         if used > width and parts[-1]:
             parts.append([])
         parts[-1].append(name)
     return parts
 
 
-def _notes(found: Sweep) -> list[str]:
+def _constant(column: Any) -> bool:
+    return bool((column == column[0]).all())
+
+
+def _notes(found: Sweep, fixed: Sequence[str]) -> list[str]:
     notes: list[str] = []
-    if found.same:
-        alike = [f"{p} {written(v, found.units.get(p, ''))}" for p, v in found.same.items()]
+    alike = [
+        f"{n} {written(found.columns[n].tolist()[0], found.units.get(n, ''), given=True)}"
+        for n in fixed
+    ]
+    alike += [f"{p} {written(v, found.units.get(p, ''))}" for p, v in found.same.items()]
+    if alike:
         notes.append(f"the same at every point: {', '.join(alike)}")
     if found.points > _ROWS:
         notes.append(f"{_ROWS} of {found.points:,} points: --csv, --json and --parquet have all")
     reasons = [text for text in found.columns["reason"].tolist() if text]
     if reasons:
         counts: dict[str, int] = {}
-        for text in reasons:
+        for text in map(_first_of, reasons):
             counts[text] = counts.get(text, 0) + 1
         most = sorted(counts, key=lambda text: -counts[text])
         notes.append(f"not legal: {len(reasons):,} of {found.points:,} points")
@@ -141,6 +153,12 @@ def _notes(found: Sweep) -> list[str]:
         if len(most) > _REASONS:
             notes.append(f"  and {len(most) - _REASONS} other reasons, in the files' last column")
     return notes
+
+
+def _first_of(reason: str) -> str:
+    """The first rule that is broken, where there are several."""
+    first, more, _ = reason.partition("; ")
+    return f"{first}; and more" if more else first
 
 
 def names_table(rows: Sequence[InputRow], title: str) -> Table:

@@ -114,7 +114,7 @@ def _axis(found: Sweep, axis: Axis, values: Sequence[Any], name: str) -> list[fl
     else:
         axis.set_major_formatter(lambda value, _: write(value))
         if isinstance(axis, YAxis) and 0 < least <= most / 2:
-            axis.axes.set_ylim(bottom=0)
+            axis.axes.set_ylim(0, most * 1.06)
     return list(map(float, values))
 
 
@@ -148,8 +148,9 @@ def _draw(
 ) -> list[Artist]:
     """Lines and points; returns what the legend shows."""
     x, y = places
+    lines = next(iter(data)) in found.inputs
     if colour is None:
-        _series(ax, x, y, 0, "")
+        _series(ax, x, y, 0, "", lines)
         return []
     shades = data[colour]
     kinds = list(dict.fromkeys(shades))
@@ -161,7 +162,7 @@ def _draw(
         for i, kind in enumerate(kinds):
             own = [j for j, shade in enumerate(shades) if shade == kind]
             text = f"{_short(colour)} {written(kind, unit, given=True)}"
-            out += _series(ax, [x[j] for j in own], [y[j] for j in own], i, text)
+            out += _series(ax, [x[j] for j in own], [y[j] for j in own], i, text, lines)
         return out
     _scale(page, ax, (x, y, shades), colour, unit)
     return []
@@ -186,12 +187,12 @@ def _short(name: str) -> str:
 
 
 def _series(
-    ax: Axes, x: Sequence[float], y: Sequence[float], index: int, label: str
+    ax: Axes, x: Sequence[float], y: Sequence[float], index: int, label: str, lines: bool
 ) -> list[Artist]:
-    """A line through the points where x has one y each, else the points alone."""
+    """A line through the points where it is asked for and x has one y each, else points alone."""
     style = model_style(index)
     order = np.argsort(x, kind="stable")
-    line = len(set(x)) == len(x) > 1
+    line = lines and len(set(x)) == len(x) > 1
     drawn = ax.plot(
         np.asarray(x)[order],
         np.asarray(y)[order],
