@@ -47,6 +47,8 @@ def written(value: Any, unit: str, *, given: bool = False) -> str:
     whole = float(value).is_integer()
     if whole and (given or abs(value) < 10_000):
         return f"{int(value):,}"
+    if given:
+        return f"{value:,.6g}"
     if abs(value) >= 1000:
         return fmt_count(value)
     return f"{value:.4g}"

@@ -5,17 +5,16 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moeplan.arrays import np
-from moeplan.cluster.hardware import Gpu, cluster, gpu
+from moeplan.cluster.hardware import PRICE_KINDS, Gpu, cluster, gpu
 from moeplan.errors import UserError
 from moeplan.estimation.scenario import DEFAULTS
 from moeplan.model.spec import ModelSpec
 from moeplan.sweeping.architecture import CONFIG, Architecture
-from moeplan.sweeping.checks import check_value
+from moeplan.sweeping.checks import check_value, device_named
 from moeplan.sweeping.formula import Formula
 from moeplan.sweeping.grid import Column, Grid, product
 from moeplan.sweeping.inputs import Input, Mode, default_of, figure, input_named, inputs_of
@@ -69,7 +68,7 @@ class Ask:
         name = str(shared.get("cluster", self.cluster))
         if "gpus" not in shared:
             return name
-        return f"{_device(name)}x{shared['gpus']}"
+        return f"{device_named(name)}x{shared['gpus']}"
 
     @property
     def looped(self) -> list[str]:
@@ -108,19 +107,6 @@ class Ask:
         return sorted(out, key=lambda group: int(group.points[0]))
 
 
-@cache
-def _device(name: str) -> str:
-    """The GPU of a cluster's name; a GPU alone will do."""
-    try:
-        return cluster(name).gpu.id
-    except UserError:
-        try:
-            return gpu(name).id
-        except UserError:
-            pass
-        raise
-
-
 def ask(
     model: str | Path | Mapping[str, Any] | ModelSpec | None,
     vary: Mapping[str, Any],
@@ -148,7 +134,7 @@ def ask(
     found = Ask(mode, models, machine, inputs, grid, tuple(show), set(vary))
     base = _base(found)
     for name, value in read.items():
-        if isinstance(value, Formula) and inputs[name].kind not in ("word", "flag"):
+        if isinstance(value, Formula) and not _is_literal(linked[name], inputs[name]):
             grid.add(name, value, base)
             continue
         text = linked[name] if isinstance(value, Formula) else value
@@ -171,6 +157,13 @@ def _linked(name: str, value: Any) -> Any:
     if isinstance(tree, ast.Constant | ast.List | ast.Dict):
         return value
     return Formula.of(value, f"--set {name}")
+
+
+def _is_literal(text: str, known: Input) -> bool:
+    """Whether a text that reads as a formula is a value of the input instead."""
+    if known.kind == "json":
+        return text.strip() in ("true", "false", "null")
+    return known.kind in ("word", "flag") or (known.kind == "amount" and text in PRICE_KINDS)
 
 
 def _apart(inputs: Mapping[str, Input]) -> None:
@@ -242,6 +235,24 @@ def _check(found: Ask) -> None:
         elif name in found.given:
             for value in found.grid.columns[name].values:
                 check_value(known, value, found.mode)
+    if found.cluster is not None and "cluster" not in found.inputs:
+        device_named(found.cluster) if "gpus" in found.inputs else cluster(found.cluster)
+    _one_key_each(found)
+
+
+def _one_key_each(found: Ask) -> None:
+    """Refuse two inputs that are one key of a model's config (width and config:ffn_dim)."""
+    for model in found.models.values():
+        seen: dict[str, str] = {}
+        for name, known in found.inputs.items():
+            if known.room != "shape":
+                continue
+            try:
+                key = name.removeprefix(CONFIG) if name.startswith(CONFIG) else model.key(name)
+            except UserError:
+                continue
+            if seen.setdefault(key, name) != name:
+                raise UserError(f"{seen[key]} and {name} are the same key of {model.name}: {key}")
 
 
 def _check_shape(found: Ask, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from moeplan.cluster.hardware import PRICE_KINDS, cluster, gpu
@@ -14,7 +15,7 @@ from moeplan.model.formats import format_named
 from moeplan.parallel.job_values import job_of
 from moeplan.sweeping.inputs import Input, Mode
 
-__all__ = ["check_value"]
+__all__ = ["check_value", "device_named"]
 
 _MOST = 10**18  # of anything that is counted
 
@@ -57,7 +58,7 @@ def _cluster(known: Input, value: Any, mode: Mode) -> None:
         if value < 1:
             raise UserError(f"gpus is {value}, and must be at least 1")
     else:
-        cluster(value)
+        device_named(value)
 
 
 def _layout(known: Input, value: Any, mode: Mode) -> None:
@@ -68,6 +69,19 @@ def _layout(known: Input, value: Any, mode: Mode) -> None:
 
 def _job(known: Input, value: Any, mode: Mode) -> None:
     job_of({known.key: value}, training=mode == "train", where=lambda name: known.name)
+
+
+@cache
+def device_named(name: str) -> str:
+    """The GPU of a cluster's name; a GPU alone will do where the number of GPUs is an input."""
+    try:
+        return cluster(name).gpu.id
+    except UserError:
+        try:
+            return gpu(name).id
+        except UserError:
+            pass
+        raise
 
 
 _ROOMS: dict[str, Callable[[Input, Any, Mode], None]] = {

@@ -168,7 +168,7 @@ def input_named(name: str, mode: Mode, formulas: set[str]) -> Input:
     other: Mode = "train" if mode == "estimate" else "estimate"
     if name in formulas:
         return free(name)
-    if name in inputs_of(other) and not near_miss(name, known):
+    if name in inputs_of(other):
         what = "a layout: add --cluster" if mode == "estimate" else "an estimate, without --cluster"
         raise UserError(f"{name} is an input of {what}")
     raise UserError(

@@ -102,6 +102,7 @@ def _axis(found: Sweep, axis: Axis, values: Sequence[Any], name: str) -> list[fl
         if len(words) > _WORDS:
             raise UserError(f"--plot: {name} has {len(words)} words, more than an axis can show")
         axis.set_ticks(range(len(words)), words)
+        axis.axes.margins(0.08)
         return [float(words.index(str(v))) for v in values]
     least, most = min(values), max(values)
     few = sorted(set(values))
@@ -148,7 +149,8 @@ def _draw(
 ) -> list[Artist]:
     """Lines and points; returns what the legend shows."""
     x, y = places
-    lines = next(iter(data)) in found.inputs
+    along, values = next(iter(data.items()))
+    lines = along in found.inputs and not any(isinstance(v, (str, bool)) for v in values)
     if colour is None:
         _series(ax, x, y, 0, "", lines)
         return []
