@@ -65,9 +65,10 @@ def sweep_tables(found: Sweep, width: int | None = None) -> list[Table]:
     wide = {name: _width([*heads[name].split("\n"), *texts[name]]) for name in texts}
     count = f"{found.points:,} point{'s' if found.points != 1 else ''}"
     tables = []
-    parts = _parts(inputs, found.shown, wide, width)
+    axes = [n for n in inputs if n in found.axes]
+    parts = _parts((inputs, axes), found.shown, wide, width)
     for number, part in enumerate(parts, start=1):
-        names = [*inputs, *part]
+        names = [*(inputs if number == 1 else axes), *part]
         some = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
         title = f"{found.title}: {count}{some}"
         table = Table(title, [Column(heads[name]) for name in names])
@@ -114,14 +115,21 @@ def _width(texts: Sequence[str]) -> int:
 
 
 def _parts(
-    inputs: Sequence[str], shown: Sequence[str], wide: Mapping[str, int], width: int | None
+    inputs: tuple[Sequence[str], Sequence[str]],
+    shown: Sequence[str],
+    wide: Mapping[str, int],
+    width: int | None,
 ) -> list[list[str]]:
-    """Which shown columns share a table: as many as fit, one at least."""
+    """Which shown columns share a table: as many as fit, one at least.
+
+    inputs: what stands before them in the first table, and in those that follow.
+    """
     if width is None or not shown:
         return [list(shown)]
-    taken = sum(wide[name] + _GAP for name in inputs)
+    first, later = (sum(wide[name] + _GAP for name in names) for names in inputs)
     parts: list[list[str]] = [[]]
     for name in shown:
+        taken = first if len(parts) == 1 else later
         used = taken + sum(wide[n] + _GAP for n in (*parts[-1], name)) - _GAP
         if used > width and parts[-1]:
             parts.append([])

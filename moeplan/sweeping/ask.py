@@ -39,8 +39,9 @@ class Group(NamedTuple):
 class Ask:
     """A sweep, ready to run.
 
-    inputs and grid.columns have the same names, in the order in which the user gave them. given:
-    names whose values the user wrote out (the others follow from formulas).
+    axes: what is varied. inputs and grid.columns have these names and those that are fixed or
+    linked, in the user's order. given: names whose values the user wrote out (the others follow
+    from formulas).
     """
 
     mode: Mode
@@ -49,6 +50,7 @@ class Ask:
     inputs: dict[str, Input]
     grid: Grid
     show: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
     given: set[str] = field(default_factory=set)
 
     def architecture(self, shared: Mapping[str, Any]) -> Architecture:
@@ -131,7 +133,7 @@ def ask(
     axes = {n: axis_values(f"--vary {n}", v, inputs[n].kind, most) for n, v in vary.items()}
     grid = product(axes, most)
     models = _models(model, axes.get("model"), read.get("model"))
-    found = Ask(mode, models, machine, inputs, grid, tuple(show), set(vary))
+    found = Ask(mode, models, machine, inputs, grid, tuple(show), tuple(vary), set(vary))
     base = _base(found)
     for name, value in read.items():
         if isinstance(value, Formula) and not _is_literal(linked[name], inputs[name]):

@@ -21,13 +21,15 @@ _LARGEST = 2**63
 class Sweep:
     """The columns of a sweep, each with one entry a point, and what is to be said of them.
 
-    columns: inputs first, then what is shown, then `reason` (why a point is not legal, else "").
+    axes: the inputs that are varied; inputs: those that are fixed or linked too. columns: inputs
+    first, then what is shown, then `reason` (why a point is not legal, else "").
     Numbers are int64, or float64 with nan where a point has none; words, and whole numbers that
     float64 cannot hold, are objects with None. units: of the columns that have one. same: what was
     left out, because it is the same at every point.
     """
 
     title: str
+    axes: tuple[str, ...]
     inputs: tuple[str, ...]
     shown: tuple[str, ...]
     columns: dict[str, Any]
@@ -94,7 +96,7 @@ class Columns:
             columns[name] = _column(list(column.values))[column.at]
         columns |= {path: found[path] for path in shown}
         columns["reason"] = reason
-        named = tuple(asked.inputs), tuple(shown)
+        named = asked.axes, tuple(asked.inputs), tuple(shown)
         return Sweep(self._title(), *named, columns, self._units(), same)
 
     def _different(self, found: dict[str, Any], legal: Any) -> tuple[list[str], dict[str, Any]]:

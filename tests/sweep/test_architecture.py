@@ -74,10 +74,10 @@ def test_a_changed_model_is_its_edited_config(name, changes, edits, tmp_path):
 def test_what_the_reader_refuses_is_refused():
     with pytest.raises(UserError, match="num_experts_per_tok is 9: it must be at most the 8"):
         Architecture("mixtral").changed({"top_k": 9})
-    with pytest.raises(UserError, match="layer_types lists"):
-        file = {**preset("gpt-oss-20b").config, "layer_types": ["full_attention"] * 23
-                + ["sliding_attention"]}  # fmt: skip
-        Architecture(file).changed({"layers": 30})
+    kinds = ["full_attention"] * 23 + ["sliding_attention"]  # no pattern to go on with
+    model = Architecture({**preset("gpt-oss-20b").config, "layer_types": kinds})
+    with pytest.raises(UserError, match="layer_types lists 24 layers without a pattern"):
+        model.changed({"layers": 30})
 
 
 def test_a_key_that_changes_nothing_is_refused():

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,9 @@ def test_a_dash_is_standard_output(command, kind):
 
 def test_parquet_says_what_to_install(command, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    done = command("sweep", "mixtral", "--vary", "batch=1", "--parquet", str(tmp_path / "x.parquet"))
+    done = command(
+        "sweep", "mixtral", "--vary", "batch=1", "--parquet", str(tmp_path / "x.parquet")
+    )
     assert "pip install 'moeplan[parquet]'" in said(done)
 
 
@@ -221,13 +224,11 @@ def test_words_and_scales(swept):
     scale = plot_sweep(swept, "tokens", "time.decode.sequential",
                        "all_to_all.forward_step.dispatch.sent")  # fmt: skip
     assert len(scale.axes) == 2  # a bar of colours beside the points
-    with pytest.raises(UserError, match="13 words"):
-        words = run(ask(None, {"model": [f"switch-base-{n}" for n in (8, 32, 64)]}, {},
-                        ("model.name",), None, "estimate", 99))  # fmt: skip
-        words.columns["model.name"] = np.array([f"m{i}" for i in range(13)], dtype=object)
-        words.columns["model"] = np.arange(13)
-        words.columns["reason"] = np.full(13, "", dtype=object)
-        plot_sweep(words, "model", "model.name")
+    many = replace(
+        swept, columns={**swept.columns, "gpu": np.array([f"gpu{i}" for i in range(40)])}
+    )
+    with pytest.raises(UserError, match="gpu has 40 words, more than an axis can show"):
+        plot_sweep(many, "gpu", "time.decode.sequential")
 
 
 def test_files_of_plots_are_equal_each_time(command, tmp_path):

@@ -48,10 +48,13 @@ def test_parts_of_lists_and_ranges_go_together(numbers, last):
 
 @given(st.text(max_size=20), st.sampled_from(["count", "number", "json", "word", "bandwidth"]))
 def test_any_text_is_values_or_one_sentence(text, kind):
+    refused = ""
     try:
         found = axis_values("--vary n", text, kind, 100)
     except UserError as problem:
-        assert "--vary n" in str(problem)
+        refused = str(problem)
+    if refused:
+        assert "--vary n" in refused
     else:
         assert 1 <= len(found) <= 100
 
