@@ -131,11 +131,15 @@ class Columns:
         return out | self.units
 
 
+def _others(count: int) -> str:
+    return f"{count} other reason{'s' if count > 1 else ''}"
+
+
 def _none_legal(reasons: dict[int, str], count: int) -> str:
     texts = list(dict.fromkeys(reasons[point] for point in sorted(reasons)))
     if count == 1:
         return f"the point is not legal: {texts[0]}"
-    more = f"; and {len(texts) - 1} other reasons" if len(texts) > 1 else ""
+    more = f"; and {_others(len(texts) - 1)}" if len(texts) > 1 else ""
     return f"none of the {count:,} points is legal: {texts[0]}{more}"
 
 
