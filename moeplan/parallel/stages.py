@@ -18,7 +18,7 @@ from moeplan.cluster.layout import Schedule, Split
 from moeplan.errors import UserError
 from moeplan.model.spec import Group, ModelSpec
 
-__all__ = ["Piece", "Pieces", "Rank", "divide_layers", "places", "ranks"]
+__all__ = ["Piece", "Pieces", "Rank", "divide_layers", "leading", "places", "ranks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,3 +228,25 @@ def places(found: tuple[Rank, ...]) -> tuple[Rank, ...]:
             others.append(rank)
             best[rank.held, len(others)] = rank
     return tuple(best.values())
+
+
+def leading(found: tuple[Rank, ...]) -> tuple[Rank, ...]:
+    """The ranks that can decide memory or time: no other holds and keeps at least as much.
+
+    Of n microbatches' activations min(m, depth)/depth are alive, so that rank A keeps at least what
+    rank B does at each m if it does at depth and for each of the first microbatches.
+    """
+
+    def covers(a: Rank, b: Rank) -> bool:
+        pairs = (
+            (a.held, b.held),
+            (a.alive, b.alive),
+            ([n / a.depth for n in a.alive], [n / b.depth for n in b.alive]),
+        )
+        return all(x >= y for more, less in pairs for x, y in zip(more, less, strict=True))
+
+    out: list[Rank] = []
+    for rank in found:
+        if not any(covers(other, rank) for other in out):
+            out = [other for other in out if not covers(rank, other)] + [rank]
+    return tuple(out)
