@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moeplan import cli_layout, cli_measure
+from moeplan import cli_layout, cli_measure, cli_plan
 from moeplan.cli_options import (
     Acceptance,
     Attention,
@@ -314,6 +314,7 @@ def schema() -> None:
 
 
 cli_layout.register(app)
+cli_plan.register(app)
 cli_measure.register(app)
 
 

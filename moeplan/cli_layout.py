@@ -30,7 +30,7 @@ from moeplan.cli_options import (
 from moeplan.errors import UserError, near_miss
 from moeplan.units import Kind, parse
 
-__all__ = ["register"]
+__all__ = ["job_of", "register"]
 
 _BOTH = {"imbalance", "dispatch", "combine", "stack", "price", "framework", "fragmentation"}
 _TRAINING = {
@@ -184,7 +184,7 @@ def _show_answer(
     spec, machine = load_model(model), cluster_named(cluster)
     kinds = [f"{n}={found[n]}" for n in _KINDS if n in found]
     parsed = _parsed(",".join([degrees, *kinds]), int(machine.gpus.value))
-    job = _job(found, training=train)
+    job = job_of(found, training=train)
     answer = (training_answer if train else serving_answer)(spec, parsed, machine, job)
     if output == "json":
         _print_json(answer)
@@ -214,7 +214,7 @@ def _belongs(found: Mapping[str, Any], *, training: bool) -> None:
         raise UserError(f"{', '.join(wrong)} {verb} for {other}, and {this} was given")
 
 
-def _job(found: Mapping[str, Any], *, training: bool) -> Any:
+def job_of(found: Mapping[str, Any], *, training: bool) -> Any:
     """A training or serving job of the options; `UserError` for a number or word out of range."""
     from dataclasses import replace
 

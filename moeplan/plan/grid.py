@@ -134,6 +134,11 @@ class Grid:
             if part.size:
                 yield Part(pp, vpp, part, rounds)
 
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        return len(self.combination)
+
     @cached_property
     def combinations(self) -> int:
         """Rows times chunks and ZeRO stages that were tried, for one choice of the other kinds."""

@@ -8,7 +8,7 @@ from typing import Any
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
 
-__all__ = ["layout_tables"]
+__all__ = ["STEP", "assumption_table", "layout_tables"]
 
 WORD = Column("", "left")
 UNKNOWN = "not known"
@@ -34,11 +34,11 @@ def layout_tables(a: Answer) -> list[Table]:
     """All tables of an answer, of training or of serving."""
     if a["kind"] == "serving":
         answers = [_latency(a), _throughput(a)] if a["fits"] else []
-        return [_head(a), _degrees(a), _instance(a), *answers, _assumptions(a)]
+        return [_head(a), _degrees(a), _instance(a), *answers, assumption_table(a)]
     tables = [_head(a), _degrees(a), _memory(a)]
     if len(a["by_rank"]) > 1:
         tables.append(_ranks(a))
-    return [*tables, _traffic(a), _step(a), _speed(a), _assumptions(a)]
+    return [*tables, _traffic(a), _step(a), _speed(a), assumption_table(a)]
 
 
 def _gib(size: float) -> str:
@@ -334,7 +334,7 @@ def _dollars(amount: float) -> str:
 
 
 # ---------------------------------------------------------------------------------- assumptions
-def _assumptions(a: Answer) -> Table:
+def assumption_table(a: Answer) -> Table:
     table = Table(f"Assumptions behind these figures ({len(a['assumptions'])})", [])
     for entry in a["assumptions"]:
         name = ""
