@@ -11,6 +11,7 @@ from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import TrainingJob, TrainingPlan
+from moeplan.plan.grid import domain_of
 from moeplan.plan.options import machine
 from moeplan.plan.sensitivity import sensitivity
 from moeplan.plan.sizing import Sized, smallest
@@ -135,9 +136,7 @@ def _size(question: Question) -> Answer:
 
 
 def _any_size(name: str) -> Cluster:
-    device = gpu(name)
-    domain = device.scale_up_domain
-    return machine(name, int(plain(domain)) if domain is not None else 8)
+    return machine(name, domain_of(gpu(name)))
 
 
 def _meets(question: Question, found: Found) -> Sized:

@@ -8,14 +8,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from moeplan.arrays import np
+from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.layout import Layout, quiet
 from moeplan.parallel import TrainingPlan
 from moeplan.parallel.scan import Scanned
 from moeplan.parallel.step import StateBytes, data_groups, state_bytes
 from moeplan.plan.space import Space
-from moeplan.quantity import compile_formula, evaluate
+from moeplan.quantity import compile_formula, evaluate, plain
 
-__all__ = ["Grid", "Part", "divisors"]
+__all__ = ["Grid", "Part", "divisors", "domain_of"]
 
 _DEGREES = ("tp", "cp", "ep", "etp", "microbatch")
 
@@ -24,6 +25,11 @@ def divisors(number: int) -> list[int]:
     """All divisors, in order."""
     small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
+
+
+def domain_of(gpu: Gpu) -> int:
+    """GPUs in a domain of a machine of this GPU, as `moeplan.cluster.hardware.cluster` has it."""
+    return 8 if gpu.scale_up_domain is None else int(plain(gpu.scale_up_domain))
 
 
 class Part(NamedTuple):

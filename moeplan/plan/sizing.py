@@ -10,6 +10,7 @@ from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.parallel import TrainingJob, TrainingPlan
+from moeplan.plan.grid import domain_of
 from moeplan.plan.space import Space
 from moeplan.plan.training import Found, default_batch, search_training
 from moeplan.quantity import plain
@@ -33,7 +34,7 @@ class Sized:
 
 def sizes(cluster: Cluster, least: int, step: int | None = None) -> Iterator[int]:
     """Counts of GPUs from `least` on: any below a domain, then whole domains, `step` apart."""
-    domain = int(plain(cluster.gpu.scale_up_domain) if cluster.gpu.scale_up_domain else 8)
+    domain = domain_of(cluster.gpu)
     if step is not None and step % domain:
         raise UserError(f"--gpu-step is {step}, and must be a multiple of the domain of {domain}")
     if step is None:

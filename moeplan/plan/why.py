@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moeplan.arrays import np
+from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.hardware import gpus as all_gpus
 from moeplan.cluster.layout import Layout, quiet
+from moeplan.plan.grid import domain_of
 from moeplan.plan.training import Found, default_batch
 from moeplan.quantity import evaluate, plain
 
@@ -58,14 +60,14 @@ def what_would(found: Found, question: Question) -> list[str]:
     needed = found.tally.least[0]
     larger = [
         g for g in all_gpus()
-        if plain(g.memory_reported or g.memory_bytes) >= needed
+        if _memory(g) >= needed
     ]  # fmt: skip
     if larger:
-        names = [f"{g.id} ({plain(g.memory_reported or g.memory_bytes) / 2**30:.0f} GiB)"
+        names = [f"{g.id} ({_memory(g) / 2**30:.0f} GiB)"
                  for g in sorted(larger, key=lambda g: plain(g.memory_bytes))[:3]]  # fmt: skip
         out.append(f"that layout fits on {', '.join(names)}")
     gpus = found.grid.gpus
-    domain = int(plain(found.grid.plan.cluster.gpu.scale_up_domain or 8))
+    domain = domain_of(found.grid.plan.cluster.gpu)
     for _ in range(_DOUBLINGS):
         gpus = 2 * gpus if gpus >= domain else domain
         more = question.search(gpus)
@@ -74,6 +76,12 @@ def what_would(found: Found, question: Question) -> list[str]:
             out.append(f"{gpus:,} GPUs would do: {more.tally.fit:,} layouts fit")
             break
     return out or ["no number of GPUs that was tried would do"]
+
+
+def _memory(device: Gpu) -> float:
+    """Bytes that a GPU has, as the driver reports them where that is known."""
+    found = device.memory_bytes if device.memory_reported is None else device.memory_reported
+    return float(plain(found))
 
 
 def _text(layout: Layout) -> str:
