@@ -12,12 +12,10 @@ import typer
 
 from moeplan.cli_options import (
     Acceptance,
-    Cache,
     Combine,
     ConfigOption,
     Csv,
     Dispatch,
-    Draft,
     Imbalance,
     Json,
     Markdown,
@@ -26,7 +24,6 @@ from moeplan.cli_options import (
     Policy,
     PresetOption,
     Price,
-    Weights,
 )
 from moeplan.errors import UserError, near_miss
 from moeplan.units import parse
@@ -178,27 +175,181 @@ def train(
     _show_plan(answer, output, plot, pick if explain else None, top)
 
 
+@app.command()
+def serve(
+    model: Model = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    gpu: Annotated[str | None, typer.Option(help="GPU, or a TOML file with one.")] = None,
+    rps: Annotated[str | None, typer.Option(help="Requests per second.")] = None,
+    isl: Annotated[str, typer.Option(help="Input tokens of a request.")] = "4096",
+    osl: Annotated[str, typer.Option(help="Output tokens of a request.")] = "1024",
+    ttft: Annotated[
+        str | None, typer.Option(help="Time to the first token to meet: 2s.")
+    ] = None,
+    tpot: Annotated[
+        str | None, typer.Option(help="Time per output token to meet: '50 ms'.")
+    ] = None,
+    cache_hits: Annotated[
+        float | None, typer.Option(help="Share of the input that is cached, 0 to 1.")
+    ] = None,
+    gpus: Annotated[str | None, typer.Option(help="The most GPUs there are.")] = None,
+    by: Annotated[str, typer.Option(help="Rank by gpus, cost or time (TPOT).")] = "gpus",
+    mode: Annotated[
+        str | None, typer.Option(help="Of aggregated,disaggregated; else both.")
+    ] = None,
+    instance: Annotated[
+        str | None, typer.Option(help="GPUs of an instance, such as 4,8,16 or 8:64:8.")
+    ] = None,
+    largest: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="GPUs of the largest instance; else 64.")
+    ] = None,
+    utilization: Annotated[
+        float, typer.Option(help="Share of an instance's rate to plan for, 0 to 1.")
+    ] = 1.0,
+    fix: Fix = None,
+    tp: Values = None,
+    pp: Values = None,
+    dp: Values = None,
+    ep: Values = None,
+    etp: Values = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weight formats to try, fp8,bf16; else as stored.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Cache formats to try, fp8,bf16; else as stored.")
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Tokens drafted a step by MTP modules to try: 0,1.")
+    ] = None,
+    acceptance: Acceptance = None,
+    prefill_batch: Annotated[str | None, typer.Option(help="Requests prefilled together.")] = None,
+    queueing: Annotated[float | None, typer.Option(help="TTFT over the prefill's time.")] = None,
+    hidden_exchange: Annotated[
+        float | None, typer.Option(help="Share of the exchange under compute, 0 to 1.")
+    ] = None,
+    imbalance: Imbalance = None,
+    dispatch: Dispatch = None,
+    combine: Combine = None,
+    stack: Annotated[
+        str | None, typer.Option(help="What kernels reach: datasheet, kernels, megatron-bridge.")
+    ] = None,
+    price: Price = None,
+    framework: Annotated[
+        str | None, typer.Option(help="Memory of context and libraries: '2 GB'.")
+    ] = None,
+    fragmentation: Annotated[
+        float | None, typer.Option(help="Share of memory that the allocator loses.")
+    ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity/--no-sensitivity", help="Search again for each change.")
+    ] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the picked instances in full.")
+    ] = False,
+    pick: Pick = 1,
+    top: Top = 10,
+    plot: Plot = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+    as_csv: Csv = False,
+) -> None:
+    """The fewest GPUs that carry requests within limits of latency, of all legal instances."""
+    from moeplan.cli import _one_model, _output
+    from moeplan.plan.ask_serving import ServingQuestion, ask_serving
+    from moeplan.plan.options import counted, listed, numbers, pins
+    from moeplan.plan.serving import MODES, Demand
+    from moeplan.plan.space import SERVED
+
+    _one_of("--by", by, ("gpus", "cost", "time"))
+    if gpu is None or rps is None:
+        missing = "--gpu" if gpu is None else "--rps"
+        raise UserError(f"{missing} is needed, such as {'h200' if gpu is None else '20'}")
+    common = _given(
+        isl=isl, osl=osl, cached=cache_hits, acceptance=acceptance, prefill_batch=prefill_batch,
+        queueing=queueing, hidden_exchange=hidden_exchange, imbalance=imbalance,
+        dispatch=dispatch, combine=combine, stack=stack, price=price, framework=framework,
+        fragmentation=fragmentation,
+    )  # fmt: skip
+    if not 0 < utilization <= 1:
+        raise UserError(f"--utilization is {utilization}, and must be above 0 and at most 1")
+    demand = Demand(
+        _rate(rps), _positive(ttft, "time", "--ttft"), _positive(tpot, "time", "--tpot"),
+        counted(gpus, "--gpus"), utilization,
+    )  # fmt: skip
+    modes = listed(mode, "--mode", MODES) if mode is not None else MODES
+    question = ServingQuestion(
+        spec=_one_model(model, preset, config),
+        machine=gpu,
+        jobs=_serving_jobs(common, weights, cache, draft),
+        demand=demand,
+        largest=largest,
+        sizes=numbers(instance, "--instance") if instance is not None else None,
+        pins=pins(_given(tp=tp, pp=pp, dp=dp, ep=ep, etp=etp), fix, SERVED),
+        modes=modes,
+        by=by,
+        top=max(top, pick),
+        named=_named(model, preset, config),
+        options=_repeated(common),
+        sensitivity=sensitivity,
+    )
+    _show_plan(ask_serving(question), _output(as_json, markdown, as_csv), plot,
+               pick if explain else None, top)  # fmt: skip
+
+
+def _serving_jobs(
+    common: Mapping[str, Any], weights: str | None, cache: str | None, draft: str | None
+) -> list[Any]:
+    """A job for each choice of formats and drafted tokens."""
+    from itertools import product
+
+    from moeplan.cli_layout import job_of
+    from moeplan.plan.options import numbers
+
+    def words(text: str | None) -> list[str | None]:
+        return [None] if text is None else list(dict.fromkeys(w.strip() for w in text.split(",")))
+
+    drafts = (0,) if draft is None else numbers(draft, "--draft", 0)
+    return [
+        job_of({**common, **_given(weights=w, cache=c), "draft": d}, training=False)
+        for w, c, d in product(words(weights), words(cache), drafts)
+    ]
+
+
+def _rate(text: str) -> float:
+    """Requests per second: a number above 0."""
+    try:
+        rate = float(text)
+    except ValueError:
+        raise UserError(f"--rps {text!r} must be a number, such as 20 or 0.5") from None
+    if not 0 < rate <= 1e9:
+        raise UserError(f"--rps is {text}, and must be above 0 and at most 10^9")
+    return rate
+
+
 def _show_plan(
     answer: Any, output: str, plot: Path | None, pick: int | None, top: int
 ) -> None:
     """Print an answer's tables, draw its front, and show the picked layout in full."""
     from moeplan.cli import _print_json, _show
+    from moeplan.report.plan_serving_tables import serving_plan_tables
     from moeplan.report.plan_tables import plan_tables
 
     tree = answer.tree
     if pick is not None and pick > len(tree["best"]):
         raise UserError(f"--pick is {pick}, and there are {len(tree['best'])} layouts")
-    tree = {**tree, "best": tree["best"][:top]} if pick is None else tree
+    tree = {**tree, "best": tree["best"][:top]}
     if output == "json":
         _print_json(tree)
     else:
-        _show(plan_tables(tree), output)
-        if pick is not None:
+        tables = plan_tables if tree["kind"] == "training plan" else serving_plan_tables
+        _show(tables(tree), output)
+        for full in answer.full(pick - 1) if pick is not None else ():
             from moeplan.report.layout_tables import layout_tables
 
             if output == "rich":
                 print()
-            _show(layout_tables(answer.full(pick - 1)), output)
+            _show(layout_tables(full), output)
     if plot is not None:
         from moeplan.report.plots.front import draw_front
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,10 +87,10 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The tree of plain numbers, and the answer of `moeplan layout` for a row of it."""
+    """The tree of plain numbers, and the answers of `moeplan layout` for a row of it."""
 
     tree: Mapping[str, Any]
-    full: Callable[[int], Mapping[str, Any]]
+    full: Callable[[int], Sequence[Mapping[str, Any]]]
 
 
 def ask(question: Question) -> Answer:
@@ -177,10 +177,10 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
         else:
             found["why"] = why_illegal(chosen)
 
-    def full(number: int) -> Mapping[str, Any]:
+    def full(number: int) -> Sequence[Mapping[str, Any]]:
         found, layout = rows[number]
         plan = found.grid.plan
-        return training_answer(plan.spec, layout, plan.cluster, plan.job)
+        return [training_answer(plan.spec, layout, plan.cluster, plan.job)]
 
     return Answer(tree, full)
 

@@ -12,7 +12,7 @@ from moeplan.errors import UserError, near_miss
 from moeplan.plan.space import PINNED, Space
 from moeplan.units import parse
 
-__all__ = ["counted", "machine", "machine_counts", "numbers", "pins", "space"]
+__all__ = ["counted", "listed", "machine", "machine_counts", "numbers", "pins", "space"]
 
 _MOST = 1 << 20
 _ALIASES = {"mbs": "microbatch", "mb": "microbatch"}
@@ -72,19 +72,26 @@ def space(kinds: Mapping[str, str], pinned: Mapping[str, tuple[int, ...]]) -> Sp
     found: dict[str, Any] = {"pins": pinned}
     names = {"schedule": "schedules", "overlap": "overlaps", "order": "orders", "split": "splits"}
     for name, text in kinds.items():
-        words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
         if name == "recompute":
+            words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
             for word in words:
                 if word.partition(":")[0] not in get_args(Recompute):
                     _unknown("recompute", word, get_args(Recompute))
                 Layout.parse(f"recompute={word}")
             found["recompute"] = words
             continue
-        for word in words:
-            if word not in _WORDS[name]:
-                _unknown(name, word, _WORDS[name])
+        words = listed(text, name, _WORDS[name])
         found[names.get(name, name)] = words if name != "sp" else tuple(w == "1" for w in words)
     return Space(**found)
+
+
+def listed(text: str, where: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Words of a list such as ``a,b``, each one of some."""
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    for word in words:
+        if word not in allowed:
+            _unknown(where.removeprefix("--"), word, allowed)
+    return words
 
 
 def _unknown(name: str, word: str, allowed: Sequence[str]) -> None:

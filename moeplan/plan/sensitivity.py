@@ -21,7 +21,7 @@ from moeplan.plan.tally import SLACK
 from moeplan.plan.training import Found, search_training
 from moeplan.quantity import Quantity, Source, plain
 
-__all__ = ["Change", "Outcome", "changes", "other_memory", "sensitivity"]
+__all__ = ["Change", "Outcome", "changes", "other_memory", "scaled", "sensitivity"]
 
 _FACTOR = 1.25
 
@@ -57,12 +57,12 @@ def changes(cluster: Cluster, job: TrainingJob) -> Iterator[Change]:
     for factor in (1 / _FACTOR, _FACTOR):
         gain = max(1.0, factor)
         percent = f"{factor - 1:+.0%}"
-        bandwidth = _times(cluster.gpu.memory_bandwidth, factor)
+        bandwidth = scaled(cluster.gpu.memory_bandwidth, factor)
         device = replace(cluster.gpu, memory_bandwidth=bandwidth)
         yield Change(f"memory bandwidth {percent}", replace(cluster, gpu=device), job, gain)
         for name, kind in (("scale_up", "scale-up"), ("scale_out", "scale-out")):
             links = {
-                f"{name}_{what}": _times(getattr(cluster, f"{name}_{what}"), factor)
+                f"{name}_{what}": scaled(getattr(cluster, f"{name}_{what}"), factor)
                 for what in ("bandwidth", "effective")
             }
             many = cluster.gpus.value > cluster.domain_size.value
@@ -74,7 +74,8 @@ def changes(cluster: Cluster, job: TrainingJob) -> Iterator[Change]:
         yield Change(f"imbalance of experts {imbalance * more:g}", cluster, given, 1.0)
 
 
-def _times(given: Quantity | None, factor: float) -> Any:
+def scaled(given: Quantity | None, factor: float) -> Any:
+    """A figure of the hardware times a factor."""
     if given is None:
         return None
     source = Source("user", f"what if: {factor:g} times")
