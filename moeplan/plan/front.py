@@ -54,6 +54,8 @@ class Front:
         first = np.concatenate([self.first, first])
         second = np.concatenate([self.second, second])
         rows = np.concatenate([self.rows, rows], axis=1)
+        if not first.size:
+            return
         at = undominated(first, second)
         self.first, self.second, self.rows = first[at], second[at], rows[:, at]
         # the best of the points at most as large as each bin's lower edge

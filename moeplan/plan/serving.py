@@ -69,7 +69,7 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class ServingFound:
-    """A search's result. options: the best of each mode, ranked; columns: degrees of each row of the
+    """A search's result. options: the best, ranked; by_mode: the best of each mode; columns: degrees of each row of the
     grid with `gpus`; jobs: each choice of formats; answers: for each mode and job the arrays of
     `evaluate_serving`. counts: layouts by what became of them, for each mode.
     """
@@ -82,6 +82,7 @@ class ServingFound:
     answers: Mapping[tuple[str, int], Mapping[str, Any]]
     transfers: Mapping[int, Any]
     options: Sequence[Option]
+    by_mode: Mapping[str, Option | None]
     combinations: int
     counts: Mapping[str, Mapping[str, int]]
 
@@ -158,8 +159,9 @@ def search_serving(
     key = _key(by)
     options = [o for o in options if demand.gpus is None or o.gpus <= demand.gpus]
     options.sort(key=key)
+    by_mode = {mode: next((o for o in options if o.mode == mode), None) for mode in modes}
     return ServingFound(
-        cluster, demand, columns, jobs, plans, answers, transfers, options[:top],
+        cluster, demand, columns, jobs, plans, answers, transfers, options[:top], by_mode,
         len(columns["gpus"]) * len(jobs), counts,
     )  # fmt: skip
 

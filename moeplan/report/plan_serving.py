@@ -47,7 +47,8 @@ def serving_plan_answer(
     }  # fmt: skip
     if rows:
         out["by_mode"] = {
-            mode: next((row for row in rows if row["mode"] == mode), None) for mode in question.modes
+            mode: None if option is None else _option(question, found, option)
+            for mode, option in found.by_mode.items()
         }
         out["sensitivity"] = [_change(c, found.options[0]) for c in changes]
         out["assumptions"] = _assumptions(found)

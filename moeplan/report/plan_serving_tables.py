@@ -34,8 +34,7 @@ def _head(a: Answer) -> Table:
         + (f"; {', '.join(limits)}" if limits else ""),
         f"{space['combinations']:,} combinations; "
         + "; ".join(
-            f"{mode}: {c['legal']:,} legal and evaluated, {c['fit']:,} fit, {c['meet']:,} meet "
-            "the limits"
+            f"{mode}: {c['legal']:,} legal, all evaluated, {c['fit']:,} fit, {c['meet']:,} in time"
             for mode, c in space["counts"].items()
         ),
     ]
@@ -92,7 +91,7 @@ def _best(a: Answer) -> Table:
     columns = [Column("#", fixed=True), Column("GPUs", fixed=True),
                Column("instances and their layout", "left"), Column("TTFT", fixed=True),
                Column("TPOT", fixed=True), Column("load", fixed=True)]  # fmt: skip
-    columns += [Column("$/h", fixed=True), Column("$/M out", fixed=True)] if priced else []
+    columns += [Column("$/M out", fixed=True)] if priced else []
     table = Table(f"The best {len(a['best'])}, by {a['by']}", columns, values=[])
     assert table.values is not None
     formats = [n for n, words in a["space"]["formats"].items() if len(words) > 1]
@@ -104,8 +103,8 @@ def _best(a: Answer) -> Table:
                  fmt_time(row["tpot"]), f"{row['load']:.0%}"]  # fmt: skip
         bare = [number, row["gpus"], ways, row["ttft"], row["tpot"], row["load"]]
         if priced:
-            cells += [f"{row['dollars_per_hour']:,.2f}", f"{row['dollars_per_million_output']:.3g}"]
-            bare += [row["dollars_per_hour"], row["dollars_per_million_output"]]
+            cells.append(f"{row['dollars_per_million_output']:.3g}")
+            bare.append(row["dollars_per_million_output"])
         table.rows.append(cells)
         table.values.append(bare)
     table.notes = [
@@ -114,9 +113,12 @@ def _best(a: Answer) -> Table:
     ]
     for mode, row in a["by_mode"].items():
         if row is None:
-            table.notes.append(f"{mode}: none among the best {len(a['best'])}")
-        elif row is not a["best"][0] and row != a["best"][0]:
-            table.notes.append(f"the best {mode}: {row['gpus']:,} GPUs, {_ways(row)}")
+            table.notes.append(f"{mode}: no layout carries the requests within the limits")
+        elif row != a["best"][0]:
+            table.notes.append(
+                f"the best {mode}: {row['gpus']:,} GPUs, {_ways(row)}: TTFT "
+                f"{fmt_time(row['ttft'])}, TPOT {fmt_time(row['tpot'])}"
+            )
     for pool in a["best"][0]["pools"]:
         table.notes.append(f"in full: {pool['command']}")
     return table

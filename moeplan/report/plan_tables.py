@@ -25,6 +25,8 @@ def plan_tables(a: Answer) -> list[Table]:
     if not a["best"]:
         return [_head(a), _space(a)]
     tables = [_head(a), _best(a), _parts(a), _kinds(a), _changes(a), _front(a), _space(a)]
+    if "sizing" in a:
+        tables.insert(1, size_table(a["sizing"]["sizes"]))
     return [*tables, assumption_table(a)]
 
 
@@ -118,28 +120,31 @@ def _nothing(a: Answer) -> list[str]:
 def _best(a: Answer) -> Table:
     billed = a["job"]["tokens"] is not None
     priced = billed and a["best"][0]["dollars"] is not None
-    columns = [Column("#", fixed=True), Column("layout", "left"), Column("schedule", "left"),
-               Column("GiB", fixed=True), Column("step", fixed=True)]  # fmt: skip
+    sized = len(a["sizes"]) > 1
+    columns = [Column("#", fixed=True), *([Column("GPUs", fixed=True)] if sized else []),
+               Column("layout", "left"), Column("GiB", fixed=True),
+               Column("step", fixed=True)]  # fmt: skip
     columns += [Column("days", fixed=True)] if billed else []
     columns += [Column("cost", fixed=True)] if priced else []
-    columns += [Column("MFU", fixed=True), Column("behind", fixed=True)]
+    columns.append(Column("behind", fixed=True))
     rows = a["best"]
     table = Table(f"The best {len(rows)}, by {a['by']}", columns, values=[])
     assert table.values is not None
     varied = _varied(a)
     for number, entry in enumerate(rows, 1):
-        cells = [f"{number}", degrees(entry), kind(entry, varied), _gib(entry["memory"]),
-                 fmt_time(entry["step"])]  # fmt: skip
-        bare = [number, entry["layout"], kind(entry, varied), entry["memory"] / 2**30,
-                entry["step"]]  # fmt: skip
+        layout = f"{degrees(entry)} {kind(entry, varied)}"
+        count = [f"{entry['gpus']:,}"] if sized else []
+        cells = [f"{number}", *count, layout, _gib(entry["memory"]), fmt_time(entry["step"])]
+        bare = [number, *([entry["gpus"]] if sized else []), entry["layout"],
+                entry["memory"] / 2**30, entry["step"]]  # fmt: skip
         if billed:
             cells.append(_days(entry["seconds"]))
             bare.append(entry["seconds"] / 86400)
         if priced:
             cells.append(fmt_money(entry["dollars"]))
             bare.append(entry["dollars"])
-        table.rows.append((*cells, f"{entry['mfu']:.1%}", _behind(entry["behind"])))
-        table.values.append((*bare, entry["mfu"], entry["behind"]))
+        table.rows.append((*cells, _behind(entry["behind"])))
+        table.values.append((*bare, entry["behind"]))
     table.notes = [
         "degrees that are 1 are left out; equal steps are in the order of memory",
         f"the first in full: {rows[0]['command']}",
