@@ -6,7 +6,6 @@ a GPU's share of an exchange, where a layout has these words for the whole clust
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -27,10 +26,9 @@ from moeplan.cli_options import (
     Price,
     Weights,
 )
-from moeplan.errors import UserError, near_miss
-from moeplan.units import Kind, parse
+from moeplan.errors import UserError
 
-__all__ = ["job_of", "register"]
+__all__ = ["options_job", "register"]
 
 _BOTH = {"imbalance", "dispatch", "combine", "stack", "price", "framework", "fragmentation"}
 _TRAINING = {
@@ -46,26 +44,8 @@ _FIELDS = {
     "tokens_total": "tokens", "isl": "input", "osl": "output", "hidden_exchange": "overlap",
 }  # fmt: skip
 """Fields of jobs whose option has another name."""
-
-_READ: dict[str, Kind] = {
-    **dict.fromkeys(("sequence", "tokens_total", "isl", "osl", "batch", "prefill_batch"), "count"),
-    "tpot": "time",
-    "power": "power",
-    "framework": "bytes",
-}
-_RANGES = {  # least, and what the number stays below
-    "imbalance": (1, math.inf),
-    "queueing": (1, math.inf),
-    "draft": (0, math.inf),
-    "acceptance": (0, 1),
-    "cached": (0, 1),
-    "fragmentation": (0, 1),
-    "framework": (0, math.inf),
-    **dict.fromkeys(("sequence", "tokens_total", "isl", "osl", "batch", "prefill_batch"),
-                    (1, math.inf)),
-}  # fmt: skip
-_MOST = 10**18  # of anything that is counted
-_POSITIVE = ("tpot", "power")
+_NAMES = {field: name for name, field in _FIELDS.items()}
+_MOST = 10**18  # of a degree
 
 
 def layout(
@@ -184,7 +164,7 @@ def _show_answer(
     spec, machine = load_model(model), cluster_named(cluster)
     kinds = [f"{n}={found[n]}" for n in _KINDS if n in found]
     parsed = _parsed(",".join([degrees, *kinds]), int(machine.gpus.value))
-    job = job_of(found, training=train)
+    job = options_job(found, training=train)
     answer = (training_answer if train else serving_answer)(spec, parsed, machine, job)
     if output == "json":
         _print_json(answer)
@@ -214,67 +194,12 @@ def _belongs(found: Mapping[str, Any], *, training: bool) -> None:
         raise UserError(f"{', '.join(wrong)} {verb} for {other}, and {this} was given")
 
 
-def job_of(found: Mapping[str, Any], *, training: bool) -> Any:
+def options_job(found: Mapping[str, Any], *, training: bool) -> Any:
     """A training or serving job of the options; `UserError` for a number or word out of range."""
-    from dataclasses import replace
+    from moeplan.parallel.job_values import job_of
 
-    from moeplan.parallel import Overheads, ServingJob, TrainingJob
-
-    read: dict[str, Any] = {}
-    words = _words()
-    for name, given in found.items():
-        where = _option(name)
-        number = parse(given, _READ[name], where=where) if name in _READ else given
-        _in_range(name, number)
-        if name in words:
-            _known(where, str(number), words[name])
-        read[name] = number
-    overheads = {n: read.pop(n) for n in ("framework", "fragmentation") if n in read}
-    for name in _KINDS:
-        read.pop(name, None)
-    fields = {_FIELDS.get(name, name): number for name, number in read.items()}
-    job = TrainingJob(**fields) if training else ServingJob(**fields)
-    return replace(job, overheads=Overheads(**overheads)) if overheads else job
-
-
-def _words() -> dict[str, tuple[str, ...]]:
-    """Options that are one of some words, and those words."""
-    from moeplan.estimation.all_to_all import ROW_FORMATS
-    from moeplan.parallel.account import ACCOUNTS
-    from moeplan.parallel.optime import STACKS
-
-    formats, rows = ("bf16", "fp8"), tuple(ROW_FORMATS)
-    return {
-        "precision": formats,
-        "kept": formats,
-        "policy": ("copies", "per-gpu", "per-node"),
-        "dispatch": rows,
-        "combine": rows,
-        "stack": tuple(STACKS),
-        "account": tuple(ACCOUNTS),
-    }
-
-
-def _known(where: str, word: str, allowed: tuple[str, ...]) -> None:
-    if word not in allowed:
-        raise UserError(
-            f"{where} {word!r} is not known, it is one of {', '.join(allowed)}"
-            f"{near_miss(word, allowed)}"
-        )
-
-
-def _in_range(name: str, number: Any) -> None:
-    if isinstance(number, (int, float)) and number > _MOST:
-        raise UserError(f"{_option(name)} is too large, the most is {_MOST:.0e}")
-    if name == "hidden_exchange" and not 0 <= number <= 1:
-        raise UserError(f"{_option(name)} is {number}, and a share is from 0 to 1")
-    if name in _POSITIVE and not number > 0:
-        raise UserError(f"{_option(name)} is {number}, and must be more than 0")
-    if name in _RANGES:
-        least, below = _RANGES[name]
-        if not least <= number < below:
-            most = f" and below {below}" if below < math.inf else ""
-            raise UserError(f"{_option(name)} is {number}, and must be at least {least}{most}")
+    fields = {_FIELDS.get(name, name): x for name, x in found.items() if name not in _KINDS}
+    return job_of(fields, training=training, where=lambda name: _option(_NAMES.get(name, name)))
 
 
 def _option(name: str) -> str:

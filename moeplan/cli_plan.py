@@ -303,7 +303,7 @@ def _serving_jobs(
     """A job for each choice of formats and drafted tokens."""
     from itertools import product
 
-    from moeplan.cli_layout import job_of
+    from moeplan.cli_layout import options_job
     from moeplan.plan.options import numbers
 
     def words(text: str | None) -> list[str | None]:
@@ -311,7 +311,7 @@ def _serving_jobs(
 
     drafts = (0,) if draft is None else numbers(draft, "--draft", 0)
     return [
-        job_of({**common, **_given(weights=w, cache=c), "draft": d}, training=False)
+        options_job({**common, **_given(weights=w, cache=c), "draft": d}, training=False)
         for w, c, d in product(words(weights), words(cache), drafts)
     ]
 
@@ -361,9 +361,9 @@ def _show_plan(
 
 def training_job(found: Mapping[str, Any]) -> Any:
     """A training job of the options that `layout` has too."""
-    from moeplan.cli_layout import job_of
+    from moeplan.cli_layout import options_job
 
-    return job_of(found, training=True)
+    return options_job(found, training=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:
