@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -37,13 +37,12 @@ _LIST = "Values to search, such as 1,2,4."
 Values = Annotated[str | None, typer.Option(help=_LIST)]
 Fix = Annotated[str | None, typer.Option(help="Degrees with one value: 'tp=1,zero=1'.")]
 Top = Annotated[int, typer.Option(min=1, max=1000, help="Rows to show.")]
-Plot = Annotated[
-    Path | None, typer.Option(help="A folder for the front: PNG, SVG and CSV.")
-]
+Plot = Annotated[Path | None, typer.Option(help="A folder for the front: PNG, SVG and CSV.")]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Processes; else one for each processor. Same result."),
 ]
+Save = Annotated[Path | None, typer.Option(help="Write the picked row as a plan file (TOML).")]
 Pick = Annotated[int, typer.Option(min=1, help="The row that is meant, 1 is the best.")]
 
 
@@ -126,6 +125,7 @@ def train(
         bool, typer.Option("--explain", help="Show the picked layout in full, as `layout` does.")
     ] = False,
     pick: Pick = 1,
+    save: Save = None,
     top: Top = 10,
     workers: Workers = None,
     plot: Plot = None,
@@ -172,7 +172,7 @@ def train(
         options=_repeated(job),
     )
     answer = ask(question)
-    _show_plan(answer, output, plot, pick if explain else None, top)
+    _show_plan(answer, Shown(output, top, pick, explain, plot, save))
 
 
 @app.command()
@@ -184,9 +184,7 @@ def serve(
     rps: Annotated[str | None, typer.Option(help="Requests per second.")] = None,
     isl: Annotated[str, typer.Option(help="Input tokens of a request.")] = "4096",
     osl: Annotated[str, typer.Option(help="Output tokens of a request.")] = "1024",
-    ttft: Annotated[
-        str | None, typer.Option(help="Time to the first token to meet: 2s.")
-    ] = None,
+    ttft: Annotated[str | None, typer.Option(help="Time to the first token to meet: 2s.")] = None,
     tpot: Annotated[
         str | None, typer.Option(help="Time per output token to meet: '50 ms'.")
     ] = None,
@@ -248,6 +246,7 @@ def serve(
         bool, typer.Option("--explain", help="Show the picked instances in full.")
     ] = False,
     pick: Pick = 1,
+    save: Save = None,
     top: Top = 10,
     plot: Plot = None,
     as_json: Json = False,
@@ -293,8 +292,8 @@ def serve(
         options=_repeated(common),
         sensitivity=sensitivity,
     )
-    _show_plan(ask_serving(question), _output(as_json, markdown, as_csv), plot,
-               pick if explain else None, top)  # fmt: skip
+    output = _output(as_json, markdown, as_csv)
+    _show_plan(ask_serving(question), Shown(output, top, pick, explain, plot, save))
 
 
 def _serving_jobs(
@@ -327,35 +326,49 @@ def _rate(text: str) -> float:
     return rate
 
 
-def _show_plan(
-    answer: Any, output: str, plot: Path | None, pick: int | None, top: int
-) -> None:
-    """Print an answer's tables, draw its front, and show the picked layout in full."""
+class Shown(NamedTuple):
+    """How an answer is shown: the output, its rows, the picked row, and files to write."""
+
+    output: str
+    top: int
+    pick: int
+    explain: bool
+    plot: Path | None
+    save: Path | None
+
+
+def _show_plan(answer: Any, how: Shown) -> None:
+    """Print an answer's tables, draw its front, show and save the picked row."""
     from moeplan.cli import _print_json, _show
     from moeplan.report.plan_serving_tables import serving_plan_tables
     from moeplan.report.plan_tables import plan_tables
 
     tree = answer.tree
-    if pick is not None and pick > len(tree["best"]):
-        raise UserError(f"--pick is {pick}, and there are {len(tree['best'])} layouts")
-    tree = {**tree, "best": tree["best"][:top]}
-    if output == "json":
-        _print_json(tree)
-    else:
-        tables = plan_tables if tree["kind"] == "training plan" else serving_plan_tables
-        _show(tables(tree), output)
-        for full in answer.full(pick - 1) if pick is not None else ():
-            from moeplan.report.layout_tables import layout_tables
-
-            if output == "rich":
-                print()
-            _show(layout_tables(full), output)
-    if plot is not None:
+    rows = len(tree["best"])
+    if how.pick > max(1, rows):
+        raise UserError(f"--pick is {how.pick}, and there are {rows} layouts that fit")
+    tree = {**tree, "best": tree["best"][: how.top]}
+    if how.save is not None and rows:
+        answer.chosen(how.pick - 1).save(how.save)
+        print(how.save, file=sys.stderr)
+    if how.plot is not None:
         from moeplan.report.plots.front import draw_front
 
-        for path in draw_front(tree, plot):
+        for path in draw_front(tree, how.plot):
             print(path, file=sys.stderr)
-    if not tree["best"]:
+    full = answer.full(how.pick - 1) if how.explain and rows else ()
+    if how.output == "json":
+        _print_json({**tree, **({"picked": list(full)} if full else {})})
+    else:
+        tables = plan_tables if tree["kind"] == "training plan" else serving_plan_tables
+        _show(tables(tree), how.output)
+        for one in full:
+            from moeplan.report.layout_tables import layout_tables
+
+            if how.output == "rich":
+                print()
+            _show(layout_tables(one), how.output)
+    if not rows:
         raise typer.Exit(1)
 
 
@@ -389,7 +402,7 @@ def _positive(text: str | None, kind: Any, where: str) -> float | None:
 
 def _named(model: str | None, preset: str | None, config: Path | None) -> str:
     """The model as `layout` takes it."""
-    return shlex.quote(str(next(x for x in (model, preset, config) if x is not None)))
+    return str(next(x for x in (model, preset, config) if x is not None))
 
 
 def _repeated(job: Mapping[str, Any]) -> str:

@@ -125,7 +125,7 @@ class _Sums:
             [n if n is None or not halves else calc("n/2", "", n=n) for n in vector]
             for vector in looked.held
         ]
-        self._used: Any = None
+        self._used: list[Any] | None = None
         self._largest: dict[Any, Any] = {}
 
     def _most(self, held: Sequence[Any], name: str, unit: str) -> Any:
@@ -179,6 +179,7 @@ class _Sums:
                 for k in range(len(self.looked.count))
             ]
             self._used = [None if not is_array(n) and value(n) == 0 else n for n in picked]
+        assert self._used is not None
         return self._used
 
 

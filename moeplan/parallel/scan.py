@@ -120,9 +120,7 @@ def memory_and_step(
         return {n: x.take(own) if np.shape(x) == (size,) else x for n, x in numbers.items()}
 
     flat = {**picked(v), "zero": v["zero"].ravel().take(zeros)}
-    time = step_time(
-        plan.inputs(layout, flat), sums.later(own), picked(some_.groups), sent=False
-    )
+    time = step_time(plan.inputs(layout, flat), sums.later(own), picked(some_.groups), sent=False)
     return memory, at, time.step
 
 

@@ -136,7 +136,7 @@ def state_bytes(given: StepInputs, groups: dict[str, Any]) -> StateBytes:
             size = size + bytes_ * calc(f"pick(zero >= {least}, 1/n, 1)", zero=zero, n=n)
         bytes_of.append(size)
     gathered = calc("pick(zero >= 3, 2*each, 0)", zero=zero, each=o.weights)
-    return StateBytes(*bytes_of, gathered)
+    return StateBytes(bytes_of[0], bytes_of[1], gathered)
 
 
 def used_bytes(given: StepInputs, sums: RankSums, c: int, state: StateBytes) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moeplan.cluster.hardware import Cluster, gpu
@@ -11,6 +12,7 @@ from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import TrainingJob, TrainingPlan
+from moeplan.plan.chosen import Chosen
 from moeplan.plan.grid import domain_of
 from moeplan.plan.options import machine
 from moeplan.plan.sensitivity import sensitivity
@@ -81,16 +83,18 @@ class Question:
     def command(self, cluster: Cluster) -> str:
         """The command that shows one layout, with {} for it."""
         name = cluster.id
-        words = ["moeplan", "layout", self.named, "{}", "--cluster", name, "--train", self.options]
+        words = ["moeplan", "layout", shlex.quote(self.named), "{}", "--cluster", name, "--train",
+                 self.options]  # fmt: skip
         return " ".join(filter(None, words))
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The tree of plain numbers, and the answers of `moeplan layout` for a row of it."""
+    """The tree of plain numbers; of a row of it, `moeplan layout`'s answers and a plan file."""
 
     tree: Mapping[str, Any]
     full: Callable[[int], Sequence[Mapping[str, Any]]]
+    chosen: Callable[[int], Chosen]
 
 
 def ask(question: Question) -> Answer:
@@ -132,7 +136,7 @@ def _size(question: Question) -> Answer:
     answer = _answer(question, [chosen])
     said = f"the fewest GPUs that {_limits(limits)}: {chosen.grid.gpus:,}"
     tree = {**answer.tree, "sizing": {"said": said, "sizes": [_size_row(s) for s in sized]}}
-    return Answer(tree, answer.full)
+    return replace(answer, tree=tree)
 
 
 def _any_size(name: str) -> Cluster:
@@ -164,30 +168,33 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
     from moeplan.report.layout_answer import training_answer
     from moeplan.report.plan_training import plan_answer
 
-    chosen, rows = _ranked(question, searches)
-    outcomes = sensitivity(chosen, question.processes) if question.sensitivity else []
+    first, rows = _ranked(question, searches)
+    outcomes = sensitivity(first, question.processes) if question.sensitivity else []
     tree = plan_answer(
-        chosen, rows, outcomes, by=question.by, command=question.command,
+        first, rows, outcomes, by=question.by, command=question.command,
         sizes=[found.grid.gpus for found in searches],
     )  # fmt: skip
     if "nothing" in tree:
         found = tree["nothing"]
         if found["legal"]:
-            found["would"] = what_would(chosen, question)
+            found["would"] = what_would(first, question)
         else:
-            found["why"] = why_illegal(chosen)
+            found["why"] = why_illegal(first)
 
     def full(number: int) -> Sequence[Mapping[str, Any]]:
         found, layout = rows[number]
         plan = found.grid.plan
         return [training_answer(plan.spec, layout, plan.cluster, plan.job)]
 
-    return Answer(tree, full)
+    def chosen(number: int) -> Chosen:
+        found, layout = rows[number]
+        plan = found.grid.plan
+        return Chosen(question.named, plan.cluster.id, layout, plan.job)
+
+    return Answer(tree, full, chosen)
 
 
-def _ranked(
-    question: Question, searches: list[Found]
-) -> tuple[Found, list[tuple[Found, Layout]]]:
+def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[tuple[Found, Layout]]]:
     """The rows of all searches in the order that was asked for, and the search of the first."""
     keyed = []
     for number, found in enumerate(searches):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import ServingJob, ServingPlan
 from moeplan.plan.ask import Answer
+from moeplan.plan.chosen import Chosen
 from moeplan.plan.front import undominated
 from moeplan.plan.grid import domain_of
 from moeplan.plan.options import machine
@@ -101,7 +103,7 @@ class ServingQuestion:
 
     def command(self, layout: Layout, gpus: int, job: ServingJob, mode: str) -> str:
         """The command that shows one instance in full."""
-        words = ["moeplan layout", self.named, _text(layout) or "tp=1",
+        words = ["moeplan layout", shlex.quote(self.named), _text(layout) or "tp=1",
                  f"--cluster {gpu(self.machine).id}x{gpus}", "--serve", self.options]  # fmt: skip
         for option, given in (("weights", job.weights), ("cache", job.cache)):
             words += [f"--{option} {given}"] if given is not None else []
@@ -242,4 +244,20 @@ def ask_serving(question: ServingQuestion) -> Answer:
             out.append(serving_answer(question.spec, layout, cluster, plan.job))
         return out
 
-    return Answer(tree, full)
+    def chosen(number: int) -> Chosen:
+        option = found.options[number]
+        job = found.plans[option.mode, option.pools[0].instance.job].job
+        domain = domain_of(found.cluster.gpu)
+        gpus = option.gpus if option.gpus < domain else -(-option.gpus // domain) * domain
+        *prefill, decode = [(found.layout(p.instance.row), p.count) for p in option.pools]
+        return Chosen(
+            question.named,
+            machine(question.machine, gpus).id,
+            decode[0],
+            job,
+            prefill=prefill[0][0] if prefill else None,
+            instances=decode[1],
+            prefill_instances=prefill[0][1] if prefill else 0,
+        )
+
+    return Answer(tree, full, chosen)

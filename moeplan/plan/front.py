@@ -27,7 +27,7 @@ def undominated(first: Any, second: Any) -> Any:
 class Front:
     """The undominated of all points (first, second) that were added, with rows of other numbers.
 
-    most: the largest `first`. A table of the best `second` by `first` sorts out most points at once.
+    most: the largest `first`. A table of the best `second` by `first` sorts most points out.
     """
 
     def __init__(self, most: float, width: int) -> None:

@@ -85,7 +85,8 @@ class Grid:
             given = self.plan.inputs(kinds, v)
             groups = data_groups(given)
             self._by_order[kinds.order] = groups, state_bytes(given, groups)
-        return self._by_order[kinds.order]
+        shared: tuple[dict[str, Any], StateBytes] = self._by_order[kinds.order]
+        return shared
 
     def scanned(self, kinds: Layout, rows: Any, pp: int, vpp: int) -> Scanned:
         """Some rows of one pp, with these kinds and chunks."""

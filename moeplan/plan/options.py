@@ -137,6 +137,3 @@ def counted(text: str | None, where: str) -> int | None:
     if not 1 <= number <= 10**9:
         raise UserError(f"{where} is {number}, and must be from 1 to 10^9")
     return int(number)
-
-
-

@@ -142,7 +142,9 @@ def _evaluate(found: Found, plan: TrainingPlan, near: Any) -> tuple[Any, Any]:
     return np.concatenate(steps), np.concatenate(numbers, axis=1)
 
 
-def other_memory(found: Found, factors: tuple[float, ...] = (0.5, 0.75, 1.25, 1.5)) -> list[Outcome]:
+def other_memory(
+    found: Found, factors: tuple[float, ...] = (0.5, 0.75, 1.25, 1.5)
+) -> list[Outcome]:
     """The best layout with other memory on each GPU, from the front of memory and step."""
     front, out = found.tally.front, []
     for factor in factors:

@@ -48,7 +48,8 @@ class Instance(NamedTuple):
     row: int
 
 
-class Pool(NamedTuple):
+@dataclass(frozen=True)
+class Pool:
     """Instances of one layout: how many, GPUs of all."""
 
     instance: Instance
@@ -69,9 +70,11 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class ServingFound:
-    """A search's result. options: the best, ranked; by_mode: the best of each mode; columns: degrees of each row of the
-    grid with `gpus`; jobs: each choice of formats; answers: for each mode and job the arrays of
-    `evaluate_serving`. counts: layouts by what became of them, for each mode.
+    """A search's result. options: the best, ranked; by_mode: the best of each mode.
+
+    columns: degrees of each row of the grid, with `gpus`. jobs: each choice of formats. plans,
+    answers: for each mode and job, the latter the arrays of `evaluate_serving`. transfers: seconds
+    in which a request's cache is sent. counts: layouts by what became of them, for each mode.
     """
 
     cluster: Cluster
@@ -88,7 +91,8 @@ class ServingFound:
 
     def layout(self, row: int) -> Layout:
         """The layout of a row."""
-        return Layout(**{name: int(self.columns[name][row]) for name in DEGREES})
+        degrees = {name: int(self.columns[name][row]) for name in DEGREES}
+        return Layout().at({**degrees, "batch": None})
 
 
 def grid(

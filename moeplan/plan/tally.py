@@ -23,12 +23,13 @@ _KEPT = 1 << 17  # columns before the rest is dropped
 
 
 class Tally:
-    """Counts and the best of some layouts. capacity: bytes of a GPU. top: how many are kept at least.
+    """Counts and the best of some layouts. capacity: bytes of a GPU. top: the least that is kept.
 
     legal, fit: how many there were. near: layouts that fit within SLACK of the best step: columns
     of NUMBERS, memory and step, in the end sorted by step, then memory. front: memory and step of
     layouts that none beats, up to ROOM times the capacity. least: the layout that needs the least
-    memory. by_kind: best step of each kind, with its numbers.
+    memory. by_kind: best step of each kind, with its memory and
+    numbers.
     """
 
     def __init__(self, capacity: float, top: int) -> None:
@@ -38,7 +39,7 @@ class Tally:
         self.least: tuple[float, Any] = (float("inf"), None)
         self.near = np.empty((len(NUMBERS) + 2, 0))
         self.best = self._enough = float("inf")
-        self.by_kind: dict[int, tuple[float, Any]] = {}
+        self.by_kind: dict[int, tuple[float, float, Any]] = {}
 
     @property
     def most(self) -> float:
@@ -65,17 +66,28 @@ class Tally:
         self.fit += count
         if not count:
             return
-        own = np.where(fits, step, np.inf)
-        first = int(own.argmin())
-        if own[first] < self.by_kind.get(kind, (np.inf,))[0]:
-            self.by_kind[kind] = (float(own[first]), numbers(at[[first]])[:, 0])
-        self.best = min(self.best, float(own[first]))
+        best = float(np.where(fits, step, np.inf).min())
+        self._best_of_kind(kind, best, held, at, fits & (step == best), numbers)
+        self.best = min(self.best, best)
         chosen = np.flatnonzero(fits & (step <= self._limit()))
         if chosen.size:
             more = np.concatenate([numbers(at[chosen]), [held[chosen], step[chosen]]])
             self.near = np.concatenate([self.near, more], axis=1)
             if self.near.shape[1] > _KEPT:
                 self.trim()
+
+    def _best_of_kind(
+        self, kind: int, step: float, held: Any, at: Any, equal: Any, numbers: Any
+    ) -> None:
+        """Keep the best of a kind; of equal ones, that of least memory."""
+        places = np.flatnonzero(equal)
+        first = places[int(held[places].argmin())]
+        found = (step, float(held[first]), numbers(at[[first]])[:, 0])
+        self._better(kind, found)
+
+    def _better(self, kind: int, found: tuple[float, float, Any]) -> None:
+        if kind not in self.by_kind or found[:2] < self.by_kind[kind][:2]:
+            self.by_kind[kind] = found
 
     def _limit(self) -> float:
         """The longest step that is worth keeping."""
@@ -97,8 +109,7 @@ class Tally:
         self.best = min(self.best, other.best)
         self.near = np.concatenate([self.near, other.near], axis=1)
         for kind, found in other.by_kind.items():
-            if found[0] < self.by_kind.get(kind, (np.inf,))[0]:
-                self.by_kind[kind] = found
+            self._better(kind, found)
         self.front.join(other.front)
 
     def finish(self) -> None:

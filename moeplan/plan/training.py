@@ -89,10 +89,7 @@ class _Search:
         tables = fill_tables(grid.plan, grid.degrees, list(alike.values()))
         self.tables: dict[Any, PieceTable] = dict(zip(alike, tables, strict=True))
         self.tasks = [
-            (number, part)
-            for number, k in enumerate(kinds)
-            if k.sp == sp
-            for part in grid.parts(k)
+            (number, part) for number, k in enumerate(kinds) if k.sp == sp for part in grid.parts(k)
         ]
 
     def run(self, tasks: Iterable[int]) -> Tally:

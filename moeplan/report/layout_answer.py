@@ -143,6 +143,7 @@ def _job(job: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def price_of(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
+    """The price of a GPU-hour in words, with its source."""
     device, given = cluster.gpu.id, job.price
     if given is not None and (not isinstance(given, str) or "$" in given):
         return f"price: {given}, as given"
@@ -155,6 +156,7 @@ def price_of(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
 
 
 def power_of(job: TrainingJob, cluster: Cluster) -> str:
+    """The power of a GPU in words, with its source."""
     if job.power is not None:
         return f"power: {plain(job.power):,g} W a GPU, all in, as given"
     found = all_in_power(cluster.gpu.id)
@@ -193,6 +195,7 @@ def _entry(why: str) -> dict[str, Any]:
 
 
 def bare_tree(out: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with plain numbers for quantities, and None for what is not finite."""
     return {name: _bare(x) for name, x in out.items()}
 
 

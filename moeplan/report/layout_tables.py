@@ -335,6 +335,7 @@ def _dollars(amount: float) -> str:
 
 # ---------------------------------------------------------------------------------- assumptions
 def assumption_table(a: Answer) -> Table:
+    """What an answer's figures assume, as notes."""
     table = Table(f"Assumptions behind these figures ({len(a['assumptions'])})", [])
     for entry in a["assumptions"]:
         name = ""

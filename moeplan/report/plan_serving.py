@@ -110,11 +110,11 @@ def _carries(
 ) -> float:
     """Requests per second of a pool."""
     if role == "both":
-        return pool.count * numbers["requests_per_second"]
+        return float(pool.count * numbers["requests_per_second"])
     if role == "prefill":
         new = plain(job.input) * (1 - plain(job.cached))
-        return pool.gpus * numbers["prefill_tokens_per_second_per_gpu"] / new
-    return pool.gpus * numbers["decode_tokens_per_second_per_gpu"] / plain(job.output)
+        return float(pool.gpus * numbers["prefill_tokens_per_second_per_gpu"] / new)
+    return float(pool.gpus * numbers["decode_tokens_per_second_per_gpu"] / plain(job.output))
 
 
 def _formats(job: ServingJob, found: ServingFound) -> dict[str, Any]:

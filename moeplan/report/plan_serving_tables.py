@@ -260,6 +260,3 @@ def _listed(values: Sequence[int]) -> str:
         out.append(str(values[at]))
         at += 1
     return ", ".join(out)
-
-
-

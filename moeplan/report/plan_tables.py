@@ -84,7 +84,7 @@ def _head(a: Answer) -> Table:
         f"{tokens}steps of {a['batch']:,} sequences of {job['sequence']:,} tokens "
         f"({fmt_count(a['batch'] * job['sequence'])} a step), {job['precision']}, "
         f"{job['optimizer']}",
-        f"{space['combinations']:,} combinations, {space['legal']:,} legal layouts, all "
+        f"{space['combinations']:,} combinations, {space['legal']:,} of them legal, all "
         f"evaluated; {space['fit']:,} fit in {_gib(machine['memory'])} GiB",
     ]
     if a["best"]:
@@ -128,7 +128,8 @@ def _best(a: Answer) -> Table:
     columns += [Column("cost", fixed=True)] if priced else []
     columns.append(Column("behind", fixed=True))
     rows = a["best"]
-    table = Table(f"The best {len(rows)}, by {a['by']}", columns, values=[])
+    many = f" {len(rows)}" if len(rows) > 1 else ""
+    table = Table(f"The best{many}, by {a['by']}", columns, values=[])
     assert table.values is not None
     varied = _varied(a)
     for number, entry in enumerate(rows, 1):
@@ -311,10 +312,7 @@ def size_table(sizes: Sequence[Mapping[str, Any]], rows: int = 12) -> Table:
             table.rows.append((f"{entry['gpus']:,}", "", "", why))
             continue
         cost = "" if entry["dollars"] is None else fmt_money(entry["dollars"])
-        table.rows.append(
-            (f"{entry['gpus']:,}", f"{days:,.1f}", cost, _short(entry["layout"]))
-        )
+        table.rows.append((f"{entry['gpus']:,}", f"{days:,.1f}", cost, _short(entry["layout"])))
     if len(sizes) > rows:
         table.notes.append(f"the last {rows} of {len(sizes)}; --csv and --json have all")
     return table
-

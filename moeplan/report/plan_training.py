@@ -155,7 +155,7 @@ def _next(layouts: Sequence[Layout], rows: Sequence[Mapping[str, Any]]) -> dict[
 
 def _by_kind(found: Found) -> list[dict[str, Any]]:
     out = []
-    for step, numbers in found.tally.by_kind.values():
+    for step, _, numbers in found.tally.by_kind.values():
         layout = found.layout(numbers)
         out.append({"step": step, "behind": step / found.tally.best - 1, **describe(layout)})
     return sorted(out, key=lambda entry: entry["step"])

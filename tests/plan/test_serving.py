@@ -75,8 +75,7 @@ def test_the_search_is_a_loop_over_single_evaluations(rate, ttft, tpot):
             d["tpot"],
         )
         for n, _, p in apart
-        if p["fits"]
-        and (not ttft or p["ttft"] + p["memory_cache_per_sequence"] / link <= ttft)
+        if p["fits"] and (not ttft or p["ttft"] + p["memory_cache_per_sequence"] / link <= ttft)
         for m, _, d in apart
         if d["fits"] and (not tpot or d["tpot"] <= tpot)
     ]
@@ -141,7 +140,9 @@ def test_instances_carry_the_requests_and_one_less_would_not():
 def test_fewer_bits_are_tried_beside_each_other():
     jobs = [ServingJob(**LENGTHS, weights=w) for w in ("bf16", "fp8")]
     found = search_serving(mixtral(), cluster("h100x8"), jobs, Demand(5, None, 0.05), [1, 2, 4, 8])
-    one = search_serving(mixtral(), cluster("h100x8"), jobs[:1], Demand(5, None, 0.05), [1, 2, 4, 8])
+    one = search_serving(
+        mixtral(), cluster("h100x8"), jobs[:1], Demand(5, None, 0.05), [1, 2, 4, 8]
+    )
     assert found.options[0].gpus <= one.options[0].gpus
     assert found.combinations == 2 * one.combinations
     assert found.options[0].pools[0].instance.job == 1

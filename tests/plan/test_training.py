@@ -91,7 +91,7 @@ def test_the_search_is_a_loop_over_single_evaluations(small, overheads):
             key = (layout.schedule, layout.recompute)
             by_kind[key] = min(a["step"], by_kind.get(key, np.inf))
     got = {(found.kinds[k].schedule, found.kinds[k].recompute): step
-           for k, (step, _) in tally.by_kind.items()}  # fmt: skip
+           for k, (step, *_) in tally.by_kind.items()}  # fmt: skip
     assert got == pytest.approx(by_kind)
 
 
@@ -253,7 +253,9 @@ def test_a_front_holds_what_nothing_beats(points):
     }  # fmt: skip
     streamed = Front(10.0, 1)
     for p in points:
-        streamed.add(np.array([p[0]], float), np.array([p[1]], float), lambda at: np.zeros((1, len(at))))
+        streamed.add(
+            np.array([p[0]], float), np.array([p[1]], float), lambda at: np.zeros((1, len(at)))
+        )
     assert set(zip(streamed.first, streamed.second, strict=True)) == kept
 
 

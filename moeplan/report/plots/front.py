@@ -1,4 +1,4 @@
-"""The front of a plan: memory against time of training, or a user's speed against a GPU's output."""
+"""The front of a plan: memory against time, or a user's speed against a GPU's output."""
 
 from __future__ import annotations
 
@@ -92,8 +92,10 @@ def _training(a: Answer) -> Figure:
     _plain_ticks(ax, steps)
     capacity = a["cluster"]["memory"] / 2**30
     ax.axvline(capacity, color=INK, linestyle=(0, (4, 2)), linewidth=1)
-    ax.text(capacity, 1.01, f"{a['cluster']['gpu']}: {capacity:.1f} GiB",
-            transform=ax.get_xaxis_transform(), ha="center", va="bottom", size=8, color=INK)  # fmt: skip
+    ax.text(
+        capacity, 1.01, f"{a['cluster']['gpu']}: {capacity:.1f} GiB", ha="center", va="bottom",
+        transform=ax.get_xaxis_transform(), size=8, color=INK,
+    )  # fmt: skip
     ax.set_xlabel("memory of the most loaded GPU (GiB)")
     ax.set_ylabel("seconds of a step")
     ax.set_xlim(0, max(*sizes, capacity) * 1.06)
@@ -134,12 +136,13 @@ def _name(ax: Axes, named: Sequence[tuple[float, float, str]]) -> None:
     draw = renderer(figure)
     taken: list[Any] = []
     for x, y, text in named:
-        label = ax.annotate(text, (x, y), (6, 7), textcoords="offset points", size=7, color=INK,
-                            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
+        label = ax.annotate(
+            text, (x, y), (6, 7), textcoords="offset points", size=7, color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
         box = label.get_window_extent(draw)
         if box.x1 > ax.get_window_extent(draw).x1:
-            label.set_ha("right")
-            label.set_position((-6, 7))
+            label.set(ha="right", position=(-6, 7))
             box = label.get_window_extent(draw)
         if any(box.overlaps(other) for other in taken):
             label.remove()
