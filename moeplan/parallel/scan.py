@@ -82,64 +82,74 @@ class Place(NamedTuple):
         return cls(leading(every), piece_counts(every, layout))
 
 
-class Scanned(NamedTuple):
-    """Layouts of one pp, vpp and kinds, with what does not depend on a model's pieces.
+class Scanned:
+    """Layouts of one pp and kinds, with what neither chunks nor a model's pieces change.
 
-    layout: pp and vpp are numbers, the others arrays of shape (G,) but zero, of shape (Z, 1).
-    values: its numbers. groups: `data_groups`. state: `state_bytes`, of shape (Z, G). row: each
-    one's combination in a `PieceTable`.
+    layout: the kinds. values: numbers by name: pp is one number, zero an array of shape (Z, 1), the
+    others of shape (G,). groups: `data_groups`. state: `state_bytes`, of shape (Z, G). row: each
+    layout's combination in `table`.
     """
 
-    layout: Layout
-    values: dict[str, Any]
-    groups: dict[str, Any]
-    state: StateBytes
-    row: Any
+    def __init__(
+        self,
+        layout: Layout,
+        values: dict[str, Any],
+        groups: dict[str, Any],
+        state: StateBytes,
+        row: Any,
+        table: PieceTable,
+    ) -> None:
+        self.layout, self.values, self.groups, self.state = layout, values, groups, state
+        self.row, self.table = row, table
+        self._columns: dict[tuple[str, int], Any] = {}
+
+    def column(self, name: str, k: int) -> Any:
+        """A number of a piece for each layout."""
+        if (name, k) not in self._columns:
+            numbers = self.table.numbers[_AT[name]][k]
+            self._columns[name, k] = 0.0 if numbers is None else numbers.take(self.row)
+        return self._columns[name, k]
+
+    def looked(self, plan: TrainingPlan, place: Place) -> Looked:
+        """The tables at a place."""
+        found = place.deciding
+        return Looked(
+            column=self.column,
+            held=[some(r.held) for r in found],
+            alive=[some(r.alive) for r in found],
+            depth=[r.depth for r in found],
+            rank=[r.number for r in found],
+            count=place.counts,
+            names=[p.name for p in plan.pieces.all],
+        )
 
 
 def memory_and_step(
-    plan: TrainingPlan, some_: Scanned, place: Place, table: PieceTable, most: float
+    plan: TrainingPlan, layouts: Scanned, place: Place, vpp: int, most: float
 ) -> tuple[Any, Any, Any]:
     """Bytes on the most loaded GPU, and the seconds of a step where that is at most `most`.
 
     Returns memory of shape (Z, G), the places in it (flat) that hold at most `most` bytes, and the
     seconds of a step at these.
     """
-    layout, v, size = some_.layout, some_.values, len(some_.row)
-    given = plan.inputs(layout, v)
-    looked = _looked(plan, place, table, some_.row)
-    sums = plan.sums(layout, looked, gathers=bool((v["zero"] >= 3).any()))
-    used = largest([used_bytes(given, sums, c, some_.state) for c in range(sums.count)], "B")
+    v = {**layouts.values, "vpp": vpp}
+    given = plan.inputs(layouts.layout, v)
+    looked = layouts.looked(plan, place)
+    sums = plan.sums(layouts.layout, looked, gathers=bool((v["zero"] >= 3).any()))
+    used = largest([used_bytes(given, sums, c, layouts.state) for c in range(sums.count)], "B")
     memory = with_overheads(used, plan.job.overheads)
-    at = np.flatnonzero(memory <= most)
+    good = memory <= most
+    some_zero = good.any(axis=0)
+    at = np.flatnonzero(good)
     if not at.size:
         return memory, at, np.empty(0)
-    zeros, own = np.divmod(at, size)
-
-    def picked(numbers: dict[str, Any]) -> dict[str, Any]:
-        return {n: x.take(own) if np.shape(x) == (size,) else x for n, x in numbers.items()}
-
-    flat = {**picked(v), "zero": v["zero"].ravel().take(zeros)}
-    time = step_time(plan.inputs(layout, flat), sums.later(own), picked(some_.groups), sent=False)
-    return memory, at, time.step
-
-
-def _looked(plan: TrainingPlan, place: Place, table: PieceTable, row: Any) -> Looked:
-    memo: dict[tuple[str, int], Any] = {}
-
-    def column(name: str, k: int) -> Any:
-        if (name, k) not in memo:
-            numbers = table.numbers[_AT[name]][k]
-            memo[name, k] = 0.0 if numbers is None else numbers.take(row)
-        return memo[name, k]
-
-    found = place.deciding
-    return Looked(
-        column=column,
-        held=[some(r.held) for r in found],
-        alive=[some(r.alive) for r in found],
-        depth=[r.depth for r in found],
-        rank=[r.number for r in found],
-        count=place.counts,
-        names=[p.name for p in plan.pieces.all],
-    )
+    groups = layouts.groups
+    if not some_zero.all():  # time of those that hold too much is nobody's concern
+        own, size = np.flatnonzero(some_zero), some_zero.size
+        v, groups = (
+            {n: x.take(own) if np.shape(x) == (size,) else x for n, x in numbers.items()}
+            for numbers in (v, groups)
+        )
+        sums, good = sums.later(own), good[:, own]
+    time = step_time(plan.inputs(layouts.layout, v), sums, groups, sent=False)
+    return memory, at, np.broadcast_to(time.step, good.shape)[good]

@@ -189,11 +189,10 @@ def _interleaved(chunks: list[tuple[int, ...]], pp: int, vpp: int, m: int) -> li
         own = [chunks[r + pp * j] for j in range(vpp)]
         held = _scaled(own, [1] * vpp)
         peaks = {_scaled(own, counts) for counts in in_flight(pp, vpp, r, m)}
-        best = [
-            p
-            for p in peaks
-            if not any(q != p and all(b >= a for a, b in zip(p, q, strict=True)) for q in peaks)
-        ]
+        best: list[tuple[float, ...]] = []
+        for p in sorted(peaks, key=sum, reverse=True):  # what is less in sum covers nothing
+            if not any(all(b >= a for a, b in zip(p, q, strict=True)) for q in best):
+                best.append(p)
         out += [Rank(r, held, alive, 1) for alive in sorted(best, reverse=True)]
     return out
 

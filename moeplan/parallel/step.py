@@ -219,7 +219,9 @@ def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[s
         )  # fmt: skip
 
 
-def pipeline_messages(given: StepInputs, groups: dict[str, Any]) -> list[Message]:
+def pipeline_messages(
+    given: StepInputs, groups: dict[str, Any], *, tiers: bool = True
+) -> list[Message]:
     """Activations to the next stage and gradients back, of all chunks and microbatches."""
     v = given.v
     size = calc(
@@ -233,7 +235,7 @@ def pipeline_messages(given: StepInputs, groups: dict[str, Any]) -> list[Message
     )
     times = calc("pick(pp > 1, m*vpp, 0)", "", pp=v["pp"], m=v["m"], vpp=v["vpp"])
     inside = groups["pp inside"]
-    return [collective(given.net, "send", "pp", size, v["pp"], inside, times, times)]
+    return [collective(given.net, "send", "pp", size, v["pp"], inside, times, times, tiers=tiers)]
 
 
 def _pipeline(
@@ -245,7 +247,7 @@ def _pipeline(
     always waited for.
     """
     v = given.v
-    (send,) = pipeline_messages(given, groups)
+    (send,) = pipeline_messages(given, groups, tiers=sent)
     chain = calc("2*(pp - 1)*each", "s", each=send.seconds, pp=v["pp"])
     free = calc("2*times*each", "s", times=send.forward, each=send.seconds)
     both = calc("chain + free", "s", chain=chain, free=free)
@@ -257,7 +259,9 @@ def _pipeline(
     return exposed, both, by_tier
 
 
-def data_messages(given: StepInputs, groups: dict[str, Any], sums: RankSums) -> list[Message]:
+def data_messages(
+    given: StepInputs, groups: dict[str, Any], sums: RankSums, *, tiers: bool = True
+) -> list[Message]:
     """Gradients and parameters over data parallelism, with their times a step, of the rank that
     holds most. Without ZeRO gradients are all-reduced: reduce-scattered and gathered.
     """
@@ -274,7 +278,8 @@ def data_messages(given: StepInputs, groups: dict[str, Any], sums: RankSums) -> 
         for op, each, times in kinds:
             size = calc("each*elements", "B", each=each, elements=sums[held])
             n, inside = groups[group], groups[f"{group} inside"]
-            out.append(collective(given.net, op, group, size, n, inside, times, 0))
+            message = collective(given.net, op, group, size, n, inside, times, 0, tiers=tiers)
+            out.append(message)
     return out
 
 
@@ -285,7 +290,7 @@ def _data_parallel(
     and bytes a step by tier.
     """
     v, o = given.v, given.optimizer
-    found = {f"{x.group} {x.op}": x for x in data_messages(given, groups, sums)}
+    found = {f"{x.group} {x.op}": x for x in data_messages(given, groups, sums, tiers=sent)}
 
     def summed(figure: str, unit: str) -> Any:
         parts = {

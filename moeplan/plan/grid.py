@@ -11,7 +11,7 @@ from moeplan.arrays import np
 from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.layout import Layout, quiet
 from moeplan.parallel import TrainingPlan
-from moeplan.parallel.scan import Scanned
+from moeplan.parallel.scan import PieceTable, Scanned
 from moeplan.parallel.step import StateBytes, data_groups, state_bytes
 from moeplan.plan.space import Space
 from moeplan.quantity import compile_formula, evaluate, plain
@@ -33,12 +33,17 @@ def domain_of(gpu: Gpu) -> int:
 
 
 class Part(NamedTuple):
-    """Layouts of one pp and vpp: rows of a grid, and microbatches as in-flight tables see them."""
+    """Rows of a grid of one pp, their numbers of chunks, and microbatches in in-flight tables."""
 
     pp: int
-    vpp: int
+    chunks: list[int]
     rows: Any
     rounds: int
+
+    @property
+    def size(self) -> int:
+        """Layouts, for one ZeRO stage."""
+        return self.rows.size * len(self.chunks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +93,15 @@ class Grid:
         shared: tuple[dict[str, Any], StateBytes] = self._by_order[kinds.order]
         return shared
 
-    def scanned(self, kinds: Layout, rows: Any, pp: int, vpp: int) -> Scanned:
-        """Some rows of one pp, with these kinds and chunks."""
+    def scanned(self, kinds: Layout, rows: Any, pp: int, table: PieceTable) -> Scanned:
+        """Some rows of one pp, with these kinds."""
         groups, state = self._shared(kinds)
         values = {
             name: a.take(rows) if np.ndim(a) else a for name, a in self.many.values.items()
-        } | {"pp": pp, "vpp": vpp, "zero": self.zero}  # fmt: skip
+        } | {"pp": pp, "zero": self.zero}  # fmt: skip
         found = {name: a.take(rows) if np.ndim(a) else a for name, a in groups.items()}
         part = StateBytes(*(a.take(rows, axis=1) if a.shape[1] > 1 else a for a in state))
-        return Scanned(kinds, values, found, part, self.combination.take(rows))
+        return Scanned(kinds, values, found, part, self.combination.take(rows), table)
 
     # ------------------------------------------------------------------------------ legality
     @cached_property
@@ -125,21 +130,26 @@ class Grid:
             rows = start + np.flatnonzero(good[start:stop])
             if not rows.size:
                 continue
-            for vpp in range(1, int(facts["L"]) // pp + 1):
-                known = {**facts, "pp": pp, "vpp": vpp, "batch": self.batch}
-                if not self.space.allows("vpp", vpp):
-                    continue
-                if all(evaluate(formula, known) for formula in chunked):
-                    yield from self._by_rounds(kinds, pp, vpp, rows)
+            known = {**facts, "pp": pp, "batch": self.batch}
+            chunks = [
+                vpp
+                for vpp in range(1, int(facts["L"]) // pp + 1)
+                if self.space.allows("vpp", vpp)
+                and all(evaluate(formula, {**known, "vpp": vpp}) for formula in chunked)
+            ]
+            if chunks:
+                yield from self._by_rounds(kinds, pp, chunks, rows)
 
-    def _by_rounds(self, kinds: Layout, pp: int, vpp: int, rows: Any) -> Iterator[Part]:
+    def _by_rounds(
+        self, kinds: Layout, pp: int, chunks: list[int], rows: Any
+    ) -> Iterator[Part]:
         if kinds.schedule != "interleaved":
-            yield Part(pp, vpp, rows, 0)
+            yield Part(pp, chunks, rows, 0)
             return
         once = self._bare[0]["m"][rows] == pp  # all forwards first
         for rounds, part in ((pp, rows[once]), (3 * pp, rows[~once])):
             if part.size:
-                yield Part(pp, vpp, part, rounds)
+                yield Part(pp, chunks, part, rounds)
 
     @property
     def size(self) -> int:

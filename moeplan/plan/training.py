@@ -104,13 +104,16 @@ class _Search:
     def _part(self, out: Tally, number: int, part: Part) -> None:
         grid, kinds = self.grid, self.kinds[number]
         table = self.tables[_table_key(kinds)]
-        place = Place.of(grid.plan, kinds, part.pp, part.vpp, part.rounds)
+        places = [
+            (vpp, Place.of(grid.plan, kinds, part.pp, vpp, part.rounds)) for vpp in part.chunks
+        ]
         chunk = max(1, _ROWS // len(grid.zero))
         for start in range(0, part.rows.size, chunk):
             rows = part.rows[start : start + chunk]
-            scanned = grid.scanned(kinds, rows, part.pp, part.vpp)
-            memory, at, step = memory_and_step(grid.plan, scanned, place, table, out.most)
-            out.add(number, memory, at, step, _named(grid, number, part.vpp, rows))
+            scanned = grid.scanned(kinds, rows, part.pp, table)
+            for vpp, place in places:
+                found = memory_and_step(grid.plan, scanned, place, vpp, out.most)
+                out.add(number, *found, _named(grid, number, vpp, rows))
 
 
 def _named(grid: Grid, kind: int, vpp: int, rows: Any) -> Any:
@@ -137,7 +140,7 @@ _searches: dict[int, _Search] = {}  # what a forked process finds without anythi
 
 def _spread(search: _Search, workers: int) -> Iterator[Tally]:
     """Tallies of all tasks, each worker's share of them in turn."""
-    sizes = [part.rows.size * len(search.grid.zero) for _, part in search.tasks]
+    sizes = [part.size * len(search.grid.zero) for _, part in search.tasks]
     if workers == 1 or sum(sizes) < _WORTH:
         yield search.run(range(len(sizes)))
         return
