@@ -64,7 +64,7 @@ def fill_tables(
         v = {name: a[start : start + _ROWS] for name, a in degrees.items()}
         coster = plan.coster(kinds[0], v)
         for table, layout in zip(tables, kinds, strict=True):
-            own = coster.under(layout)
+            own = coster.under(layout, bounds=False)
             table.put(start, [own.cost(piece) for piece in plan.pieces.all])
     return tables
 

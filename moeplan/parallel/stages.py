@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import mul
 from typing import NamedTuple
 
 from moeplan.cluster.layout import Schedule, Split
@@ -140,9 +141,7 @@ def _chunks(
 
 
 def _scaled(vectors: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[float, ...]:
-    return tuple(
-        sum(n * v[i] for v, n in zip(vectors, times, strict=True)) for i in range(len(vectors[0]))
-    )
+    return tuple(sum(map(mul, column, times)) for column in zip(*vectors, strict=True))
 
 
 @lru_cache(maxsize=4096)

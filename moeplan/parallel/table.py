@@ -111,12 +111,16 @@ class Coster:
         self.own, self.layout, self.job, self.net, self.times = own, layout, job, net, times
         self.gradient_bytes = gradient_bytes
         self.formats = ExchangeFormats(job.dispatch, job.combine, job.policy, job.imbalance)
+        self.bounds = True
         self._made: dict[int, _Alike] = {}
 
-    def under(self, layout: Layout) -> Coster:
-        """The same degrees under other recomputation or overlap; what is alike is kept."""
+    def under(self, layout: Layout, *, bounds: bool = True) -> Coster:
+        """The same degrees under other recomputation or overlap; what is alike is kept.
+
+        bounds: add up bounds of times and bytes by tier too.
+        """
         out = copy(self)
-        out.layout = layout
+        out.layout, out.bounds = layout, bounds
         return out
 
     def _alike(self, piece: Piece) -> _Alike:
@@ -208,7 +212,8 @@ class Coster:
             n[name] = calc(f"seconds/busy{more}", "s", seconds=n[name], busy=busy, **given)
         parts = {name: n[name] for name in ("compute", "recompute", "tp", "ep", "cp")}
         n["time"] = add(parts, "s")
-        n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
+        if "upper" in n:
+            n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
 
     def _parameters(self, piece: Piece) -> dict[str, Any]:
         parts: dict[str, dict[str, Any]] = {"dense": {}, "experts": {}}
@@ -270,23 +275,12 @@ class Coster:
         if full:  # the forward pass again, messages included
             b = {x: calc("back + again", "s", back=b[x], again=f[x]) for x in b}
         exposed = self._exposed(f, b, forward, calc("b + r", "s", b=backward, r=again))
-        every = ("tp", "etp", "ep", "cp")
-        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
-        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
-        if full:
-            upper.append(upper[0])
-            lower.append(lower[0])
         compute = calc("forward + backward", "s", forward=forward, backward=backward)
         work = calc("compute + again", "s", compute=compute, again=again)
         parts = {x: calc("f + b", "s", f=exposed[x][0], b=exposed[x][1]) for x in groups}
         back = add({x: exposed[x][1] for x in groups}, "s")
-        links = {x: _sent(sent, x, full) for x in ("up", "out")}
         return {
-            "lower": calc(
-                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
-            ),
             "time": calc("work + tp + ep + cp", "s", work=work, **parts),
-            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
             "backward": calc(
                 "backward + again + sent", "s", backward=backward, again=again, sent=back
             ),
@@ -294,7 +288,23 @@ class Coster:
             "compute": compute,
             "recompute": again,
             **parts,
-            **links,
+            **(self._bounds(sent, work, full) if self.bounds else {}),
+        }
+
+    def _bounds(self, sent: list[Message], work: Any, full: bool) -> dict[str, Any]:
+        """Seconds where all messages run under compute, and where none do; bytes by tier."""
+        every = ("tp", "etp", "ep", "cp")
+        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
+        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
+        if full:
+            upper.append(upper[0])
+            lower.append(lower[0])
+        return {
+            "lower": calc(
+                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
+            ),
+            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
+            **{x: _sent(sent, x, full) for x in ("up", "out")},
         }
 
     def _slowed(self, seconds: Any, sent: list[Message]) -> Any:
