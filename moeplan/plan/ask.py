@@ -18,8 +18,9 @@ from moeplan.plan.options import machine
 from moeplan.plan.sensitivity import sensitivity
 from moeplan.plan.sizing import Sized, smallest
 from moeplan.plan.space import Space
-from moeplan.plan.training import Found, default_batch, processors, search_training
+from moeplan.plan.training import Found, default_batch, search_training
 from moeplan.plan.why import what_would, why_illegal
+from moeplan.plan.workers import processors
 from moeplan.quantity import plain
 from moeplan.units import fmt_money, fmt_time
 

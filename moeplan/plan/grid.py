@@ -43,7 +43,7 @@ class Part(NamedTuple):
     @property
     def size(self) -> int:
         """Layouts, for one ZeRO stage."""
-        return self.rows.size * len(self.chunks)
+        return len(self.rows) * len(self.chunks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +140,7 @@ class Grid:
             if chunks:
                 yield from self._by_rounds(kinds, pp, chunks, rows)
 
-    def _by_rounds(
-        self, kinds: Layout, pp: int, chunks: list[int], rows: Any
-    ) -> Iterator[Part]:
+    def _by_rounds(self, kinds: Layout, pp: int, chunks: list[int], rows: Any) -> Iterator[Part]:
         if kinds.schedule != "interleaved":
             yield Part(pp, chunks, rows, 0)
             return

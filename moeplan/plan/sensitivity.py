@@ -18,7 +18,8 @@ from moeplan.cluster.layout import Layout
 from moeplan.parallel import TrainingJob, TrainingPlan
 from moeplan.plan.grid import Grid
 from moeplan.plan.tally import SLACK
-from moeplan.plan.training import Found, search_training
+from moeplan.plan.training import WORTH, Found, search_training
+from moeplan.plan.workers import spread
 from moeplan.quantity import Quantity, Source, plain
 
 __all__ = ["Change", "Outcome", "changes", "other_memory", "scaled", "sensitivity"]
@@ -84,26 +85,26 @@ def scaled(given: Quantity | None, factor: float) -> Any:
 
 def sensitivity(found: Found, workers: int = 1) -> list[Outcome]:
     """The best layout under each change."""
-    plan, out = found.grid.plan, []
+    plan = found.grid.plan
     if not found.tally.near.shape[1]:
         return []
-    for change in changes(plan.cluster, plan.job):
-        if change.name.startswith("imbalance") and plan.spec.moe is None:
-            continue
-        other = TrainingPlan(plan.spec, change.cluster, change.job)
-        out.append(_outcome(found, change, other, workers))
-    return out
+    tried = [
+        change
+        for change in changes(plan.cluster, plan.job)
+        if not change.name.startswith("imbalance") or plan.spec.moe is not None
+    ]
+    shares = min(workers, len(tried)) if found.tally.legal > WORTH else 1
+    return list(spread(lambda i: _outcome(found, tried[i]), range(len(tried)), shares))
 
 
-def _outcome(found: Found, change: Change, plan: TrainingPlan, workers: int) -> Outcome:
+def _outcome(found: Found, change: Change) -> Outcome:
     near = found.tally.near
+    plan = TrainingPlan(found.grid.plan.spec, change.cluster, change.job)
     old = plan.evaluate(found.layout(near[:, 0]), found.grid.gpus)
     limit = old["step"] * change.gain if old["fits"] else float("inf")
     kept = SLACK * float(near[-1, 0])
     if limit > kept and near.shape[1] < found.tally.fit:
-        again = search_training(
-            plan, found.grid.space, found.grid.gpus, found.grid.batch, top=1, workers=workers
-        )
+        again = search_training(plan, found.grid.space, found.grid.gpus, found.grid.batch, top=1)
         if not again.tally.near.shape[1]:
             return Outcome(change.name, None, None, None, again.tally.legal, again=True)
         best = again.layout(again.tally.near[:, 0])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +15,13 @@ from moeplan.parallel.scan import PieceTable, Place, fill_tables, memory_and_ste
 from moeplan.plan.grid import Grid, Part
 from moeplan.plan.space import Space
 from moeplan.plan.tally import NUMBERS, Tally
+from moeplan.plan.workers import spread
 
-__all__ = ["Found", "default_batch", "processors", "search_training"]
+__all__ = ["WORTH", "Found", "default_batch", "search_training"]
 
 _ROWS = 131072  # layouts (times ZeRO stages) at a time
-_WORTH = 2_000_000  # layouts from which further processes are worth their start
+WORTH = 2_000_000
+"""Layouts from which further processes are worth their start."""
 _BATCH_TOKENS = 1 << 24
 
 
@@ -48,13 +48,6 @@ class Found:
 def default_batch(gpus: int, sequence: int) -> int:
     """Sequences of a step where nobody says: the multiple of the GPUs nearest to 16 Mi tokens."""
     return gpus * max(1, round(_BATCH_TOKENS / sequence / gpus))
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def search_training(
@@ -135,32 +128,13 @@ def _table_key(kinds: Layout) -> tuple[Any, ...]:
 
 
 # ------------------------------------------------------------------------------------- workers
-_searches: dict[int, _Search] = {}  # what a forked process finds without anything being sent
-
-
 def _spread(search: _Search, workers: int) -> Iterator[Tally]:
     """Tallies of all tasks, each worker's share of them in turn."""
     sizes = [part.size * len(search.grid.zero) for _, part in search.tasks]
-    if workers == 1 or sum(sizes) < _WORTH:
+    if workers == 1 or sum(sizes) < WORTH:
         yield search.run(range(len(sizes)))
         return
-    shares = _shares(sizes, workers)
-    key = id(search)
-    _searches[key] = search
-    try:
-        with _executor(len(shares)) as pool:
-            yield from pool.map(_run, [key] * len(shares), shares)
-    finally:
-        del _searches[key]
-
-
-def _executor(workers: int) -> Executor:
-    """Forked processes, which share the tables; threads where a system cannot fork."""
-    import multiprocessing
-
-    if "fork" in multiprocessing.get_all_start_methods():
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
-    return ThreadPoolExecutor(workers)
+    yield from spread(search.run, _shares(sizes, workers), workers)
 
 
 def _shares(sizes: list[int], workers: int) -> list[list[int]]:
@@ -172,7 +146,3 @@ def _shares(sizes: list[int], workers: int) -> list[list[int]]:
         loads[least] += sizes[task]
         out[least].append(task)
     return [sorted(share) for share in out if share]
-
-
-def _run(key: int, tasks: list[int]) -> Tally:
-    return _searches[key].run(tasks)

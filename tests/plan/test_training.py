@@ -118,7 +118,7 @@ def _with_memory(found):
 
 
 def test_any_number_of_workers_gives_the_same(small, monkeypatch):
-    monkeypatch.setattr(training, "_WORTH", 0)
+    monkeypatch.setattr(training, "WORTH", 0)
     plan = plan_of(small)
     one, two = (search_training(plan, Space(), 4, 8, workers=n) for n in (1, 2))
     assert np.array_equal(one.tally.near, two.tally.near)
