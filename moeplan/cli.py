@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moeplan import cli_layout, cli_measure
+from moeplan import cli_export, cli_layout, cli_measure
 from moeplan.cli_job import (
     ClusterOption,
     PlanOption,
@@ -348,6 +348,7 @@ def schema() -> None:
 
 
 cli_layout.register(app)
+cli_export.register(app)
 cli_measure.register(app)
 
 
