@@ -43,6 +43,10 @@ Workers = Annotated[
     typer.Option(min=1, max=256, help="Processes; else one for each processor. Same result."),
 ]
 Save = Annotated[Path | None, typer.Option(help="Write the picked row as a plan file (TOML).")]
+Export = Annotated[
+    str | None,
+    typer.Option(help="Print the picked row's launch arguments: megatron-lm, torchtitan, vllm ..."),
+]
 Pick = Annotated[int, typer.Option(min=1, help="The row that is meant, 1 is the best.")]
 
 
@@ -126,6 +130,7 @@ def train(
     ] = False,
     pick: Pick = 1,
     save: Save = None,
+    export: Export = None,
     top: Top = 10,
     workers: Workers = None,
     plot: Plot = None,
@@ -172,7 +177,7 @@ def train(
         options=_repeated(job),
     )
     answer = ask(question)
-    _show_plan(answer, Shown(output, top, pick, explain, plot, save))
+    _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
 
 @app.command()
@@ -247,6 +252,7 @@ def serve(
     ] = False,
     pick: Pick = 1,
     save: Save = None,
+    export: Export = None,
     top: Top = 10,
     plot: Plot = None,
     as_json: Json = False,
@@ -293,7 +299,7 @@ def serve(
         sensitivity=sensitivity,
     )
     output = _output(as_json, markdown, as_csv)
-    _show_plan(ask_serving(question), Shown(output, top, pick, explain, plot, save))
+    _show_plan(ask_serving(question), Shown(output, top, pick, explain, plot, save, export))
 
 
 def _serving_jobs(
@@ -302,7 +308,7 @@ def _serving_jobs(
     """A job for each choice of formats and drafted tokens."""
     from itertools import product
 
-    from moeplan.cli_layout import options_job
+    from moeplan.cli_job import job_of_options
     from moeplan.plan.options import numbers
 
     def words(text: str | None) -> list[str | None]:
@@ -310,7 +316,7 @@ def _serving_jobs(
 
     drafts = (0,) if draft is None else numbers(draft, "--draft", 0)
     return [
-        options_job({**common, **_given(weights=w, cache=c), "draft": d}, training=False)
+        job_of_options({**common, **_given(weights=w, cache=c), "draft": d}, training=False)
         for w, c, d in product(words(weights), words(cache), drafts)
     ]
 
@@ -335,6 +341,7 @@ class Shown(NamedTuple):
     explain: bool
     plot: Path | None
     save: Path | None
+    export: str | None
 
 
 def _show_plan(answer: Any, how: Shown) -> None:
@@ -356,9 +363,14 @@ def _show_plan(answer: Any, how: Shown) -> None:
 
         for path in draw_front(tree, how.plot):
             print(path, file=sys.stderr)
+    exported = _exported(how.export, answer, how) if how.export is not None and rows else None
     full = answer.full(how.pick - 1) if how.explain and rows else ()
     if how.output == "json":
-        _print_json({**tree, **({"picked": list(full)} if full else {})})
+        more = {"picked": list(full)} if full else {}
+        if exported is not None:
+            more["export"] = exported.document()
+        _print_json({**tree, **more})
+        exported = None
     else:
         tables = plan_tables if tree["kind"] == "training plan" else serving_plan_tables
         _show(tables(tree), how.output)
@@ -370,13 +382,24 @@ def _show_plan(answer: Any, how: Shown) -> None:
             _show(layout_tables(one), how.output)
     if not rows:
         raise typer.Exit(1)
+    if exported is not None:
+        sys.stdout.write(f"\n{exported.text()}")
+
+
+def _exported(engine: str, answer: Any, how: Shown) -> Any:
+    """The picked row for an engine; a table in another form cannot hold a script."""
+    from moeplan.plan.export import export
+
+    if how.output in ("csv", "md"):
+        raise UserError("--export prints a script: it goes with the usual output or --json")
+    return export(engine, answer.chosen(how.pick - 1))
 
 
 def training_job(found: Mapping[str, Any]) -> Any:
     """A training job of the options that `layout` has too."""
-    from moeplan.cli_layout import options_job
+    from moeplan.cli_job import job_of_options
 
-    return options_job(found, training=True)
+    return job_of_options(found, training=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:
