@@ -1,8 +1,8 @@
 """FLOPs of the families that came last against torch's counter over a run of transformers' classes.
 
 A prefill, its backward pass and a decoding step of a small model of each text family: windows with
-sizes of their own, sinks, gates of attention's output, indexers, routed heads, gated norms, residual
-streams. Multimodal classes would really allocate their towers.
+sizes of their own, sinks, gates of attention's output, indexers, routed heads, gated norms. The
+multimodal classes would really allocate their towers.
 """
 
 from __future__ import annotations
