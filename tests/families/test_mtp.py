@@ -14,8 +14,8 @@ import pytest
 from moeplan.api import estimate
 from moeplan.families import read_config
 from moeplan.model.spec import ModelSpec
-from tests.families import cases_c, cases_d
-from tests.oracle import _build, differences, oracle, ours, their_config
+from tests.families import cases_d
+from tests.oracle import _build, oracle, ours
 from tests.reading import spec_of
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -121,3 +121,54 @@ def test_modules_that_transformers_builds(family: str) -> None:
     assert sum(t.elements for t in _modules(spec).values()) == sum(
         p.numel() for p in model.state_dict(keep_vars=True).values() if id(p) not in shared
     )
+
+
+def test_modules_of_mimo() -> None:
+    """Xiaomi's README counts 0.33 B a block; three are released (arXiv 2601.02780)."""
+    spec = spec_of("mimo-v2-flash")
+    modules = _modules(spec)
+    assert {name.split(".")[3] for name in modules} == {"0", "1", "2"}
+    assert sum(t.elements for t in modules.values()) / 3e9 == pytest.approx(0.33, abs=0.005)
+
+
+def test_modules_of_longcat() -> None:
+    """The tensors that vLLM maps for its module, one layer of attention and dense feed-forward."""
+    at = "model.mtp.layers.0."
+    attention = ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm")
+    parts = [f"self_attn.{x}" for x in (*attention, "kv_b_proj", "o_proj")]
+    parts += [f"transformer_layer.mlp.{x}_proj" for x in ("gate", "up", "down")]
+    parts += ["enorm.m", "hnorm.m", "eh_proj", "input_layernorm", "post_attention_layernorm"]
+    modules = _modules(spec_of("longcat-flash"))
+    assert set(modules) == {f"{at}{part}.weight" for part in parts} | {"model.mtp.norm.weight"}
+
+
+@pytest.mark.parametrize("kind", [SLIDING, FULL])
+def test_modules_of_k_exaone_are_dense(kind: str) -> None:
+    """A layer's attention and norms, three matrices, and a projection with three norms for all."""
+    config = cases_d.case("exaone_moe", 0) | {"mtp_layer_types": [kind] * 2}
+    spec = read_config(config | {"num_nextn_predict_layers": 2}, "k-exaone")
+    layer = sum(t.elements for n, t in ours(spec)[0].items() if n.startswith("model.layers.0."))
+    D = config["hidden_size"]
+    found = sum(t.elements for t in _modules(spec).values())
+    assert found == 2 * layer + 2 * D * D + 3 * D
+
+
+@pytest.mark.parametrize("name", ["longcat-flash", "mimo-v2-flash", "qwen3-next-80b-a3b"])
+def test_modules_that_no_key_names_are_said_and_can_be_left_out(name: str) -> None:
+    from moeplan.presets import preset
+
+    spec = spec_of(name)
+    assert "released checkpoints hold" in " ".join(spec.notes)
+    without = read_config(preset(name).config | {"num_nextn_predict_layers": 0}, name)
+    assert not [g for g in without.groups if g.role == "mtp"]
+    assert ours(spec)[0] == ours(without)[0]
+
+
+@pytest.mark.parametrize("name", ["longcat-flash", "mimo-v2-flash", "qwen3-next-80b-a3b"])
+def test_drafting_at_a_given_acceptance(name: str) -> None:
+    """Nothing accepted: a step yields one token and costs more; all accepted: it yields two."""
+    none, every = (estimate(name, draft=1, acceptance=a) for a in (0.0, 1.0))
+    assert none["speculation.tokens_per_step"].value == 1
+    assert every["speculation.tokens_per_step"].value == 2
+    assert none["speculation.speedup.sequential"].value < 1
+    assert every["speculation.speedup.sequential"].value > 1
