@@ -212,9 +212,13 @@ def _backends(text: str) -> list[str]:
     from moeplan.profile.backends import backend_named, backends
 
     if text == "all":
-        return [backend.name for backend in backends()]
+        return [backend.name for backend in backends() if backend.missing() is None]
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    return [backend_named(name).name for name in names]
+    for name in names:
+        missing = backend_named(name).missing()
+        if missing is not None:
+            raise UserError(f"--backend {name}: {missing}")
+    return names
 
 
 def _budget(options: ProfileOptions) -> float:

@@ -25,12 +25,15 @@ from moeplan.quantity import Number, evaluate
 __all__ = [
     "DTYPES",
     "LAUNCHES",
+    "JUDGED",
+    "TOGETHER",
     "UNCALIBRATED",
     "Calibrated",
     "Shape",
     "block_of",
     "calibration_for",
     "dtype_bytes",
+    "phase_of",
     "predict",
     "subject_of",
 ]
@@ -43,9 +46,19 @@ UNCALIBRATED = (
     "are reached in full. Expect it to be too fast, by 20 to 30 % on a GPU and by more on a CPU."
 )
 
-REFERENCE = (
-    "The reference backend is a loop in fp32, for correctness: the prediction is that of the torch "
-    "backend, and its errors are not counted."
+OTHERS = (
+    "The prediction is that of the torch backend, beside which this one is shown: its errors are "
+    "not counted."
+)
+
+JUDGED = ("torch",)
+"""Backends that predictions are made for. `reference` is there to be right, others to compare."""
+
+TOGETHER = "experts"
+"""The phase of a backend that runs all from permute to combine in one call."""
+
+_ROUTED = frozenset(
+    ("permute", "experts_gate_up", "experts_up", "experts_activation", "experts_down", "combine")
 )
 
 LAUNCHES: Mapping[Stage, Mapping[str, int]] = {
@@ -86,6 +99,12 @@ class Shape:
     dtype: str
     direction: Direction
     backend: str = "torch"
+    together: bool = False
+
+
+def phase_of(row: str, *, together: bool) -> str:
+    """The phase that a row is measured in: its own, or the one of all routed rows together."""
+    return TOGETHER if together and row in _ROUTED else row
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -128,15 +147,31 @@ def predict(
             if calibration is not None:
                 seconds = calibration.seconds(op, row, case.rows_per_expert, env)
             ops.append(row if seconds is None else row.model_copy(update={"expected": seconds}))
+    if case.together:
+        ops = _joined(ops)
     note = UNCALIBRATED if calibration is None else ""
     return Prediction(
         made=now(),
         method="roofs of this run" if calibration is None else f"calibration {calibration.name}",
-        note=REFERENCE if case.backend == "reference" else note,
+        note=note if case.backend in JUDGED else OTHERS,
         ops=ops,
         expected=sum(op.expected for op in ops),
         peak_bytes=peak_bytes,
     )
+
+
+def _joined(ops: Sequence[OpPrediction]) -> list[OpPrediction]:
+    """The rows with those of the routed experts added up into one."""
+    out: dict[tuple[Stage, str], OpPrediction] = {}
+    for op in ops:
+        key = (op.stage, phase_of(op.name, together=True))
+        if key not in out:
+            out[key] = op.model_copy(update={"name": key[1]})
+            continue
+        summed = ("flops", "bytes", "compute", "memory", "launch", "expected")
+        sums = {name: getattr(out[key], name) + getattr(op, name) for name in summed}
+        out[key] = out[key].model_copy(update=sums)
+    return list(out.values())
 
 
 class _Rates:

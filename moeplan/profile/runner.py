@@ -18,6 +18,7 @@ import torch
 from moeplan.errors import UserError
 from moeplan.profile import bench, checks, device, store
 from moeplan.profile.assignment import Ids, rows_per_expert
+from moeplan.profile.backends import backend_named
 from moeplan.profile.functions import uses_kernels
 from moeplan.profile.layer import Layer
 from moeplan.profile.memory import PeakMemory, peak_memory
@@ -295,7 +296,8 @@ class Runner:
         )
 
     def _predict(self, job: Job, rows: Sequence[int], memory: PeakMemory) -> Prediction:
-        shape = Shape(job.block, job.tokens, rows, job.dtype, job.direction, job.backend)
+        together = backend_named(job.backend).together
+        shape = Shape(job.block, job.tokens, rows, job.dtype, job.direction, job.backend, together)
         calibration = calibration_for(self.facts.name, job.backend, job.dtype)
         return predict(shape, self._roofs, int(memory.peak), calibration)
 
