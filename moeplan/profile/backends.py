@@ -62,8 +62,8 @@ class Backend(Protocol):
     """What runs the routed experts.
 
     `experts` opens the phases permute, experts_gate_up (experts_up where not gated),
-    experts_activation, experts_down and combine, or the phase `experts` alone where the backend runs
-    them `together`; and returns [T, L] in x's dtype.
+    experts_activation, experts_down and combine, or the phase `experts` alone where they run
+    `together`; and returns [T, L] in x's dtype.
     """
 
     @property

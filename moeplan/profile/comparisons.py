@@ -87,14 +87,17 @@ class TransformersBackend:
 
 @cache
 def _module(
-    implementation: Implementation, gated: bool, activation: str, count: int, width: int, narrow: int
+    implementation: Implementation,
+    gated: bool,
+    activation: str,
+    count: int,
+    width: int,
+    narrow: int,
 ) -> nn.Module:
     """The experts' module without weights of its own (on the meta device)."""
-    from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralExperts
-    from transformers.models.nemotron_h.modeling_nemotron_h import (
-        NemotronHConfig,
-        NemotronHExperts,
-    )
+    from transformers import MixtralConfig, NemotronHConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
     config: Any
     with torch.device("meta"):

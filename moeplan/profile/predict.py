@@ -24,8 +24,8 @@ from moeplan.quantity import Number, evaluate
 
 __all__ = [
     "DTYPES",
-    "LAUNCHES",
     "JUDGED",
+    "LAUNCHES",
     "TOGETHER",
     "UNCALIBRATED",
     "Calibrated",
