@@ -407,14 +407,3 @@ def test_validating_does_not_import_torch(outcome: Outcome, root: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
-
-
-@pytest.mark.gpu
-def test_a_gpu_gives_all_three_times(tmp_path: Path) -> None:
-    options = ProfileOptions(config=tiny_config(tmp_path), tokens="64", quick=True, out=tmp_path)
-    found = run_profile(options)
-    for case in load_record(found.paths[0]).cases:
-        assert case.measured is not None
-        assert case.measured.phase_clock == "kernels"
-        assert case.measured.kernels.samples
-        assert case.measured.peak_source == "CUDA allocator"
