@@ -362,7 +362,8 @@ class Runner:
         """The job's layers, those of the last case where they are the same."""
         key = (job.subject, job.backend, job.dtype)
         if self._layers is None or self._layers[0] != key:
-            self._drop()
+            if self._layers is not None:
+                self._drop()
             layers = bench.make_layers(
                 job.block, job.backend, job.dtype, self.where, self.settings.seed,
                 self.facts.cache_bytes,
@@ -392,6 +393,5 @@ class Runner:
                 done.append(
                     checks.check_layer(layer, job.subject, job.dtype, _FULL_CHECK_TOKENS, seed)
                 )
-                gc.collect()
             record.checks += done
         return all(check.passed for check in done)
