@@ -3,7 +3,8 @@
 For each row: FLOPs, and bytes with the experts that really got a token in place of their expected
 number; t_c = FLOPs / GEMM roof, t_m = bytes / bandwidth roof, t_0 = launches · launch time. The
 floor is max(t_c, t_m). Where a calibration fits the device and backend, it gives the expected time;
-elsewhere that is t_0 + (t_c⁴ + t_m⁴)^¼ at the roofs themselves, which real kernels do not reach.
+elsewhere that is t_0 + (t_c⁴ + t_m⁴)^¼ at the roofs themselves, which real kernels do not reach; on
+a CPU with what `host` knows of small matmuls, new pages and small operations.
 Nothing here needs torch.
 """
 
@@ -19,6 +20,7 @@ from moeplan.errors import UserError, near_miss
 from moeplan.model.ffn import MoE, Routing
 from moeplan.model.ops import Op
 from moeplan.model.workload import Workload
+from moeplan.profile.host import Host
 from moeplan.profile.record import Direction, OpPrediction, Prediction, Roof, Stage, Subject, now
 from moeplan.quantity import Number, evaluate
 
@@ -43,7 +45,12 @@ DTYPES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 UNCALIBRATED = (
     "No calibration for this device and backend: the prediction assumes that the measured roofs "
-    "are reached in full. Expect it to be too fast, by 20 to 30 % on a GPU and by more on a CPU."
+    "are reached in full. Expect it to be too fast, by 20 to 30 %."
+)
+
+UNCALIBRATED_CPU = (
+    "No calibration for this device and backend: the prediction is made of what this run measured "
+    "of the processor beside the layer. Expect errors of some ten percent, more under other load."
 )
 
 OTHERS = (
@@ -132,7 +139,7 @@ def predict(
 
     Raises UserError where a roof is missing.
     """
-    rates = _Rates(roofs)
+    rates, host = _Rates(roofs), Host.of(roofs)
     work = Workload("train", B=1, S=case.tokens, C=case.tokens)
     env = dict(case.block.environment(work))
     env["A"] = sum(1 for rows in case.rows_per_expert if rows)
@@ -146,18 +153,27 @@ def predict(
             seconds = None
             if calibration is not None:
                 seconds = calibration.seconds(op, row, case.rows_per_expert, env)
+            elif host is not None:
+                size = dtype_bytes(case.dtype)
+                seconds = host.seconds(op, row, case.rows_per_expert, env, size)
             ops.append(row if seconds is None else row.model_copy(update={"expected": seconds}))
     if case.together:
         ops = _joined(ops)
-    note = UNCALIBRATED if calibration is None else ""
+    note = "" if calibration is not None else UNCALIBRATED if host is None else UNCALIBRATED_CPU
     return Prediction(
         made=now(),
-        method="roofs of this run" if calibration is None else f"calibration {calibration.name}",
+        method=_method(host, calibration),
         note=note if case.backend in JUDGED else OTHERS,
         ops=ops,
         expected=sum(op.expected for op in ops),
         peak_bytes=peak_bytes,
     )
+
+
+def _method(host: Host | None, calibration: Calibrated | None) -> str:
+    if calibration is not None:
+        return f"calibration {calibration.name}"
+    return "roofs of this run" + (", with small matmuls" if host is not None else "")
 
 
 def _joined(ops: Sequence[OpPrediction]) -> list[OpPrediction]:
