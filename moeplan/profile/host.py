@@ -90,7 +90,9 @@ class Host:
         if work.stage == "forward":
             made = [evaluate(op.write, env)]
         else:
-            made = [evaluate(op.read, env), *(evaluate(w.elements, env) for w in op.weights)]
+            # gate and up are one tensor in the measured layer
+            weights = sum(evaluate(w.elements, env) for w in op.weights)
+            made = [evaluate(op.read, env), weights]
         return float(sum(n * size for n in made if n * size > _LARGE))
 
     def _calls(self, op: Op, work: OpPrediction, env: Mapping[str, Number]) -> float:

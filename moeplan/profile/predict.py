@@ -20,7 +20,7 @@ from moeplan.errors import UserError, near_miss
 from moeplan.model.ffn import MoE, Routing
 from moeplan.model.ops import Op
 from moeplan.model.workload import Workload
-from moeplan.profile.host import Host
+from moeplan.profile.host import ROWS, Host
 from moeplan.profile.record import Direction, OpPrediction, Prediction, Roof, Stage, Subject, now
 from moeplan.quantity import Number, evaluate
 
@@ -198,8 +198,10 @@ class _Rates:
         missing = sorted({"gemm", "copy", "reduce", "launch"} - values.keys())
         if missing:
             raise UserError(f"the record has no roof {', '.join(missing)}: measure it anew")
-        self.gemm, self.launch = values["gemm"], values["launch"]
-        # a floor takes the faster of the two: reading alone is faster than copying on many devices
+        # a floor takes the fastest: a processor may do better on few rows than on a square matmul,
+        # and reading alone is faster than copying on many devices
+        self.gemm = max(rate for name, rate in values.items() if name.startswith(("gemm", ROWS)))
+        self.launch = values["launch"]
         self.bandwidth = max(values["copy"], values["reduce"])
 
     def row(self, op: Op, stage: Stage, env: Mapping[str, Number], size: int) -> OpPrediction:
