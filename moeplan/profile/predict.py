@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from moeplan.errors import UserError, near_miss
 from moeplan.model.ffn import MoE, Routing
@@ -31,6 +31,7 @@ __all__ = [
     "TOGETHER",
     "UNCALIBRATED",
     "Calibrated",
+    "Rates",
     "Shape",
     "block_of",
     "calibration_for",
@@ -139,7 +140,7 @@ def predict(
 
     Raises UserError where a roof is missing.
     """
-    rates, host = _Rates(roofs), Host.of(roofs)
+    rates, host = Rates.of(roofs), Host.of(roofs)
     work = Workload("train", B=1, S=case.tokens, C=case.tokens)
     env = dict(case.block.environment(work))
     env["A"] = sum(1 for rows in case.rows_per_expert if rows)
@@ -190,21 +191,27 @@ def _joined(ops: Sequence[OpPrediction]) -> list[OpPrediction]:
     return list(out.values())
 
 
-class _Rates:
-    """The roofs that rows are held against."""
+class Rates(NamedTuple):
+    """The roofs that rows are held against: FLOP/s, B/s, and seconds of a launch."""
 
-    def __init__(self, roofs: Sequence[Roof]) -> None:
+    gemm: float
+    bandwidth: float
+    launch: float
+
+    @classmethod
+    def of(cls, roofs: Sequence[Roof]) -> Rates:
+        """From a run's roofs. Raises UserError where one is missing."""
         values = {roof.name: roof.value for roof in roofs}
         missing = sorted({"gemm", "copy", "reduce", "launch"} - values.keys())
         if missing:
             raise UserError(f"the record has no roof {', '.join(missing)}: measure it anew")
         # a floor takes the fastest: a processor may do better on few rows than on a square matmul,
         # and reading alone is faster than copying on many devices
-        self.gemm = max(rate for name, rate in values.items() if name.startswith(("gemm", ROWS)))
-        self.launch = values["launch"]
-        self.bandwidth = max(values["copy"], values["reduce"])
+        gemm = max(rate for name, rate in values.items() if name.startswith(("gemm", ROWS)))
+        return cls(gemm, max(values["copy"], values["reduce"]), values["launch"])
 
     def row(self, op: Op, stage: Stage, env: Mapping[str, Number], size: int) -> OpPrediction:
+        """A row in one stage: its work, and its time at each roof."""
         times = 1 if stage == "forward" else 2
         flops = times * int(evaluate(op.flops, env))
         moved = int(times * _activations(op, env, size) + _weights(op, env, size, stage))
