@@ -36,6 +36,11 @@ class LightningAttention(Block):
     chunk: Number = 256
     prefix: str = "self_attn."
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "lightning attention"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Q: tokens per block, less where the pass is shorter."""
         return {} if work.phase == "decode" else {"Q": "min(chunk, S)"}
