@@ -105,6 +105,7 @@ FAMILIES: dict[str, str] = {
     "step3p7": "step3p5.step3p7",
     "switch_transformers": "switch.switch_transformers",
     "unlimited_ocr": "ocr.unlimited_ocr",
+    "zaya": "zaya.zaya",
 }
 
 # Baselines without experts; a file of any other family that leaves no layer with experts is wrong.

@@ -20,6 +20,8 @@ from moeplan.units import fmt_count
 __all__ = ["family_rows", "family_table"]
 
 _MIXERS = {
+    "BlockSparseAttention": "grouped-query, block-sparse by indexer",
+    "CompressedConvolutionalAttention": "compressed convolutional attention",
     "CompressedAttention": "compressed attention",
     "GatedDeltaNet": "gated delta rule",
     "LatentAttention": "multi-latent",
@@ -32,6 +34,8 @@ _MIXERS = {
 
 
 def _attention(block: Attention) -> str:
+    if words := _MIXERS.get(type(block).__name__):
+        return words
     heads, kv_heads = plain(block.H), plain(block.G)
     kind = "multi-head" if heads == kv_heads else "grouped-query"
     words = {"full": "", "window": ", window", "chunk": ", chunks"}[block.scope]

@@ -163,6 +163,7 @@ BASES: dict[str, dict[str, Any]] = {
         "vision_config": VISION,
     },
     "unlimited_ocr": {"text_config": {"model_type": "unlimited_ocr_text", **OCR}},
+    "zaya": {**SIZES, **HEADS, **EXPERTS, "num_experts_per_tok": 1},
 }
 
 
@@ -354,6 +355,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "unlimited_ocr": [
         _text(attention_bias=True, n_shared_experts=1, sliding_window=64),
         _text(mlp_layer_types=WORDS, n_routed_experts=16, num_experts_per_tok=5),
+    ],
+    "zaya": [
+        {**BIASED, "router_hidden_size": 20, "lm_head_bias": True, "tie_word_embeddings": False},
+        {"cca_time0": 3, "cca_time1": 4, "head_dim": 20, "sliding_window": 8}
+        | {"layer_types": ["hybrid", "hybrid_sliding"] * 3, "num_experts": 7},
     ],
 }
 
