@@ -173,7 +173,7 @@ def _reached_of_pool(given: tuple[Number, ...], real: Number) -> Number:
         return 0.0
     pool, miss = E * k / Fraction(real), Fraction(1)
     for i in range(k):
-        miss *= max(pool - E // n - i, 0) / (pool - i)
+        miss *= max(pool - E // n - i, Fraction(0)) / (pool - i)
     return float(1 - miss)
 
 
