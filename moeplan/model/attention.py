@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from moeplan.model.masks import visible_pairs
+from moeplan.model.masks import surrounding_pairs, visible_pairs
 from moeplan.model.ops import Block, CacheEntry, Kept, Op, Weight, linear, pointwise
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
@@ -24,7 +24,7 @@ class Attention(Block):
     """Multi-head and grouped-query attention over keys and values of its own or of another layer.
 
     D hidden, H query heads, G key-value heads, dh and dv head dimensions, W window or chunk.
-    scope: "full", "window" (each query sees the last W keys) or "chunk" (its own chunk of W).
+    scope: "full", "window" (each query sees the last W keys; W on each side where not causal) or "chunk" (its own chunk of W).
     qk_norm: "head" (one vector of dh for all heads), "full" (one over all heads), "unit" (to
     length one, without weights) or "none".
     gate: the query projection also yields an output gate of the same width (Qwen3-Next).
@@ -84,6 +84,8 @@ class Attention(Block):
             window="W" if self.scope == "window" else "",
             chunk="W" if self.scope == "chunk" else "",
         )
+        if self.scope == "window" and not self.causal:
+            pairs = surrounding_pairs(work, "W")
         read = {"full": "C", "window": "min(C, W + S)", "chunk": "min(C, W + S)"}[self.scope]
         return {"P": pairs, "N": "T", "K": read}
 

@@ -54,12 +54,43 @@ BASES: dict[str, dict[str, Any]] = {
             "mlp_layer_types": [DENSE] + [SPARSE] * 5,
         }
     },
+    "diffusion_gemma": {
+        "text_config": {
+            "model_type": "diffusion_gemma_text",
+            **WIDE,
+            **HEADS,
+            "num_experts": 8,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 24,
+        },
+        "vision_config": {"model_type": "gemma4_vision", "num_hidden_layers": 1},
+    },
+    "doge": {
+        **WIDE,
+        "num_attention_heads": 6,
+        "is_moe": True,
+        "num_experts": 90,
+        "num_experts_per_tok": 5,
+    },
     "dots3_note": {
         "text_config": {"model_type": "dots3_note_text", **WIDE, **LATENT, **ROUTED, **INDEXER},
         "vision_config": {"adapter_out_dim": 96},
         "audio_config": {"adapter_out_dim": 96},
     },
     "dots3_note_text": {**WIDE, **LATENT, **ROUTED, **INDEXER},
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "model_type": "ernie4_5_vl_moe_text",
+            **WIDE,
+            **HEADS,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [3, 3, 2],
+            },
+        },
+        "vision_config": {"depth": 1},
+    },
     "exaone_moe": {**WIDE, **HEADS, **EXPERTS, "head_dim": 20},
     "flex_olmo": {**WIDE, **HEADS, "num_experts": 6, "num_experts_per_tok": 2},
     "flint": {**WIDE, **HEADS, **EXPERTS, "shared_expert_intermediate_size": 40},
@@ -127,6 +158,12 @@ BASES: dict[str, dict[str, Any]] = {
         },
         "vision_config": VISION,
         "audio_config": {"out_hidden_size": 96},
+    },
+    "openai_privacy_filter": {
+        **WIDE,
+        **HEADS,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
     },
     "qwen3_omni_moe": {
         "thinker_config": {
@@ -224,6 +261,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _text(n_shared_experts=1, attention_bias=True),
         _text(mlp_layer_types=WORDS, n_routed_experts=16),
     ],
+    "diffusion_gemma": [
+        _text(attention_bias=True, head_dim=20, layer_types=[SLIDING, FULL] * 3),
+        _text(num_hidden_layers=3, num_global_key_value_heads=3, global_head_dim=24),
+    ],
+    "doge": [
+        {**BIASED, "mlp_bias": True, "num_key_value_heads": 2},
+        {"num_experts": 64, "num_key_value_heads": 3, "keep_window_size": 8},
+    ],
     "dots3_note": [
         _text(**SWA),
         _text(use_dsa=False, n_shared_experts=2, mlp_layer_types=WORDS),
@@ -231,6 +276,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "dots3_note_text": [
         {**SWA, "attention_bias": True, "moe_shared_expert_intermediate_size": 20},
         {"use_sliding_window": False, "first_k_dense_replace": 2, "index_head_dim": 40},
+    ],
+    "ernie4_5_vl_moe": [
+        _text(moe_num_experts=6, moe_k=2, moe_intermediate_size=[28, 12], mlp_layer_types=WORDS),
+        _text(moe_num_shared_experts=0, moe_num_experts=9, num_hidden_layers=2),
     ],
     "exaone_moe": [
         {"tie_word_embeddings": True, "layer_types": MIXED, "num_shared_experts": 2},
@@ -325,6 +374,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "muse_spark": [
         _text(attention_bias=True, mlp_layer_types=WORDS, layer_types=MIXED),
         _text(moe_hidden_size=32, num_local_experts=5, num_hidden_layers=3),
+    ],
+    "openai_privacy_filter": [
+        {"attention_bias": False, "sliding_window": 8},
+        {"id2label": {"0": "a", "1": "b"}, "num_local_experts": 5},
+        {"num_labels": 7, "head_dim": 20, "num_key_value_heads": 3, "num_hidden_layers": 2},
     ],
     "qwen3_omni_moe": [
         {"thinker_config": _text(attention_bias=True, mlp_only_layers=[0, 3])},
