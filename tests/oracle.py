@@ -83,6 +83,9 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "qwen3_omni_moe": THINKER,
     "qwen3_omni_moe_thinker": THINKER,
     "qwen3_vl_moe": OLDER,
+    "qwen4_exp": (
+        (r"^model\.language_model\.model\.language_model\.", "model.language_model.", "the same"),
+    ),
     "unlimited_ocr": OLDER,
     "step3p7": ((r"^model\.language_model\.model\.", "model.", "the same"),),
     "kimi_linear": (
@@ -148,6 +151,8 @@ def ours(spec: ModelSpec, *, mtp: bool = False) -> tuple[dict[str, Tensor], list
         for block in group.blocks:
             for weight in block.weights():
                 tensor = _evaluated(weight, block)
+                if not tensor.copies:
+                    continue
                 for name in group.tensor_names(weight):
                     if name in found:
                         faults.append(f"{name} is listed twice")
@@ -267,7 +272,7 @@ def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], i
     shapes: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, value in tensors.items():
         folded, expert = name, -1
-        if match := re.search(r"\bexperts\.(?:expert_)?(\d+)\.", name):
+        if match := re.search(r"(?:\bexperts\.(?:expert_)?|embedding\.shard_)(\d+)\.", name):
             folded = name[: match.start(1)] + "{e}" + name[match.end(1) :]
             expert = int(match[1])
         shapes.setdefault(folded, {})[expert] = tuple(value.shape)

@@ -103,6 +103,8 @@ FAMILIES: dict[str, str] = {
     "qwen3_omni_moe": "vision_language.qwen3_omni_moe",
     "qwen3_omni_moe_thinker": "vision_language.qwen3_omni_moe_thinker",
     "qwen3_vl_moe": "vision_language.qwen3_vl_moe",
+    "qwen4_exp": "qwen4_exp.qwen4_exp",
+    "qwen4_exp_text": "qwen4_exp.qwen4_exp_text",
     "solar_open": "solar.solar_open",
     "step3_text": "step3.step3_text",
     "step3_vl": "step3.step3_vl",

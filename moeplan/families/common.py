@@ -202,11 +202,13 @@ def decoder(
     """Close a decoder-only model: embedding, the layers, final norm, head, formats, unread keys.
 
     `wrapper` is the outer config of a multimodal model, whose text part `c` is. outputs: of the
-    head, where they are not the vocabulary.
+    head, where they are not the vocabulary. norm: name of the last norm, "" where there is none.
     """
     outer = wrapper or c
     vocabulary = c.int("vocab_size", symbol="V")
     shared = embed if _tied(c, outer, tied_default) else None
+    last = Norm(hidden, norm, bias=norm_bias, suffix=norm_suffix)
+    final = (Group("final norm", (last,)),) if norm else ()
     rows = vocabulary if outputs is None else outputs
     context = c.optional(
         "max_position_embeddings", "max_sequence_length", "max_seq_len", symbol="max_context"
@@ -215,7 +217,7 @@ def decoder(
     spec_groups = (
         Group("embedding", (Embedding(vocabulary, hidden, embed),)),
         *groups,
-        Group("final norm", (Norm(hidden, norm, bias=norm_bias, suffix=norm_suffix),)),
+        *final,
         Group("head", (Head(rows, hidden, shared, head_bias, head),)),
         *mtp,
     )

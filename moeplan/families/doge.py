@@ -1,4 +1,4 @@
-"""Doge (SmallDoge): attention with a dynamic mask, and tens of thousands of experts of width one."""
+"""Doge (SmallDoge): attention with a dynamic mask, thousands of experts of width one."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ class Attention(Block):
     """Multi-head and grouped-query attention over keys and values of its own or of another layer.
 
     D hidden, H query heads, G key-value heads, dh and dv head dimensions, W window or chunk.
-    scope: "full", "window" (each query sees the last W keys; W on each side where not causal) or "chunk" (its own chunk of W).
+    scope: "full", "window" (each query sees the last W keys, and where not causal W on each side)
+    or "chunk" (its own chunk of W).
     qk_norm: "head" (one vector of dh for all heads), "full" (one over all heads), "unit" (to
     length one, without weights) or "none".
     gate: the query projection also yields an output gate of the same width (Qwen3-Next).

@@ -1,8 +1,8 @@
 """Attention whose values say which of them are worth attending to (Doge's dynamic mask) as rows.
 
 Each token's values give one number per key-value head, which is added to the scores of that token
-for every query; where the context is longer than W, a query attends to the W tokens with the largest
-of these numbers only. Symbols beside those of grouped-query attention: W tokens that are kept.
+for every query; where the context is longer than W, a query attends to the W tokens with the
+largest of these numbers only. Symbols beside those of grouped-query attention: W tokens that are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["DynamicMaskAttention"]
 class DynamicMaskAttention(Attention):
     """Grouped-query attention over the W tokens that the mask keeps.
 
-    The mask's numbers are not cached: every pass computes them from the values of the whole context.
+    The mask's numbers are not cached: a pass computes them from the values of all its context.
     """
 
     def locals(self, work: Workload) -> Mapping[str, str]:

@@ -38,6 +38,31 @@ QWEN = {**WIDE, **HEADS, "head_dim": 16, "tie_word_embeddings": False}
 OCR = {**WIDE, "num_attention_heads": 6, "num_key_value_heads": 6, **ROUTED}
 VISION = {"depth": 1, "num_hidden_layers": 1}
 
+QWEN4 = {
+    **SIZES,
+    **HEADS,
+    **EXPERTS,
+    "head_dim": 16,
+    "shared_expert_intermediate_size": 40,
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 14,
+    "linear_value_head_dim": 18,
+    "hc_lowrank": 22,
+    "indexer_n_heads": 3,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "eos_token_id": 1,
+}
+PLE = {
+    "ngram_vocab_size_base": 50,
+    "ple_embed_dim": 64,
+    "split_ngram_parts": 5,
+    "make_ngram_vocab_size_divisible_by": 16,
+}
+
 BASES: dict[str, dict[str, Any]] = {
     "afmoe": {**WIDE, **HEADS, **EXPERTS},
     "aria": {"text_config": {"model_type": "aria_text", **ARIA}},
@@ -187,6 +212,11 @@ BASES: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "qwen3_vl_moe_text", **QWEN, **EXPERTS},
         "vision_config": VISION,
     },
+    "qwen4_exp": {
+        "text_config": {"model_type": "qwen4_exp_text", **QWEN4},
+        "vision_config": VISION,
+    },
+    "qwen4_exp_text": QWEN4,
     "solar_open": {**SIZES, **HEADS, **ROUTED},
     "step3p7": {
         "text_config": {
@@ -391,6 +421,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "qwen3_vl_moe": [
         _text(attention_bias=True, mlp_only_layers=[0, 3]),
         _text(num_experts=7, decoder_sparse_step=2, head_dim=20),
+    ],
+    "qwen4_exp": [
+        _text(ple_layer_ids=[3, 1], hc_count=2, attention_bias=True, **PLE),
+        _text(layer_types=[FULL, LINEAR, LINEAR] * 2, num_experts=7, indexer_n_heads=5),
+    ],
+    "qwen4_exp_text": [
+        {"ple_layer_ids": [2], **PLE, "heads_per_ngram": 4, "ngram_size": 5, "hc_count": 3},
+        {"ple_layer_ids": [1], **PLE, "split_ngram_parts": 4, "full_attention_interval": 2},
     ],
     "solar_open": [
         {**BIASED, "n_shared_experts": 2},

@@ -9,8 +9,23 @@ from __future__ import annotations
 import pytest
 
 from moeplan.families import read_config
+from moeplan.model.attention import Attention
+from moeplan.model.ffn import MoE
+from moeplan.model.pooled_block_attention import PooledBlockAttention
+from moeplan.model.workload import Workload
 from tests.families.cases_d import case
-from tests.families.test_flops_c import DECODE, PREFILL, C, S, _counted, _flops, _model, _rows, _sum
+from tests.families.test_flops_c import (
+    DECODE,
+    PREFILL,
+    C,
+    S,
+    _counted,
+    _flops,
+    _model,
+    _own,
+    _rows,
+    _sum,
+)
 from tests.oracle import oracle
 
 pytestmark = pytest.mark.oracle
@@ -19,6 +34,7 @@ pytestmark = pytest.mark.oracle
 EXACT = [
     ("axk2", -1),
     ("beam", -1),
+    ("doge", 0),
     ("dots3_note_text", -1),
     ("hy_v4", -1),
     ("jetmoe", -1),
@@ -39,3 +55,69 @@ def test_prefill_and_decoding(family: str, i: int) -> None:
         counts = _counted(model, context, decode=work.phase == "decode")
         rotary = _sum(counts, "rotary_emb")
         assert _flops(_rows(spec, work)) == counts[""] - rotary, work.phase
+
+
+def test_convolved_attention_and_a_deep_router() -> None:
+    """transformers runs skipped tokens through an expert and weighs them by nothing: r is 1 there.
+
+    Its depthwise convolution makes t1 - 1 more outputs, which the grouped one takes in, and a
+    prefill projects one vector of zeros for the token before the first.
+    """
+    config = case("zaya", 1)
+    spec, model = read_config(config, "zaya").vary(MoE, r=1), _model(config)
+    for work, context, before in ((PREFILL, S, 1), (DECODE, C, 0)):
+        counts = _counted(model, context, decode=work.phase == "decode")
+        rows = _rows(spec, work)
+        convs = [line for line in rows if line.op.name == "conv"]
+        extra = f"2*B*(H + G)*dh*t0*(t1 - 1) + {before}*B*D*G*dv"
+        more = sum(line.group.number * line.evaluate(extra) for line in convs)
+        assert more > 0
+        assert _flops(rows) + more == counts[""] - _sum(counts, "rotary_emb"), work.phase
+
+
+def test_gated_streams_n_grams_and_picked_blocks() -> None:
+    """transformers multiplies all keys and masks what was not picked; its scan is element-wise."""
+    config = case("qwen4_exp_text", 0) | {"num_hidden_layers": 4}
+    spec, model = read_config(config, "qwen4"), _model(config)
+    for work, context in ((PREFILL, S), (DECODE, C)):
+        counts = _counted(model, context, decode=work.phase == "decode")
+        mixers = [n for n in counts if n.endswith((".linear_attn", ".self_attn", ".indexer"))]
+        rows = _rows(spec, work)
+        skipped = ("conv", "delta_rule", "attention", "index_scores")
+        rest = [line for line in rows if line.op.name not in skipped]
+        assert mixers
+        assert _flops(rest) == counts[""] - sum(_own(counts, name) for name in mixers)
+        if work.phase == "decode":  # a prefill scores complete blocks only: fewer than all pairs
+            scores = [line for line in rows if line.op.name == "index_scores"]
+            assert _flops(scores) == _own(counts, "model.layers.3.self_attn.indexer")
+
+
+@pytest.mark.parametrize("context", [3, 16, 17, 22, 500])
+def test_picked_blocks_by_counting(context: int) -> None:
+    """Four complete blocks of four tokens at most, and what lies behind the last complete one."""
+    block = read_config(case("qwen4_exp_text", -1), "qwen4").first(PooledBlockAttention)
+    assert block is not None
+    seen = [min(n // 4, 4) * 4 + n % 4 for n in range(1, context + 1)]
+    step = block.environment(Workload("decode", B=1, S=1, C=context))
+    assert step["P"] == step["K"] == seen[-1]
+    assert step["Pi"] == context // 4
+    whole = block.environment(Workload("prefill", B=1, S=context, C=context))
+    assert whole["P"] == pytest.approx(sum(seen), abs=2 * context + 1)
+
+
+def test_an_encoder_with_windows_on_both_sides() -> None:
+    config = case("openai_privacy_filter", 0)
+    counts = _counted(_model(config), S, decode=False)
+    rows = _rows(read_config(config, "filter"), PREFILL)
+    assert _flops(rows) == counts[""] - _sum(counts, "rotary_emb")
+
+
+@pytest.mark.parametrize("window", [1, 8, 64, 100])
+def test_windows_on_both_sides_by_counting(window: int) -> None:
+    """Of S x S places; causal counts take the query's own place half on either side."""
+    spec = read_config(case("openai_privacy_filter", 0) | {"sliding_window": window}, "filter")
+    block = spec.first(Attention)
+    assert block is not None
+    pairs = block.environment(Workload("prefill", B=1, S=S, C=S))["P"]
+    seen = sum(abs(i - j) < window for i in range(S) for j in range(S))
+    assert abs(pairs - seen) <= S
