@@ -41,7 +41,7 @@ OTHER_PARTS = re.compile(
     r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
     r"audio_tower|talker|code2wav|vit_large_projector|patch_merge_mlp|projector|sam_model|"
     r"qwen2_model|patch_merger|pre_mm_projector_norm|vision_language_adapter|"
-    r"vision_adapter|vision_projection|resampler_model)\.|(^|\.)(image_newline|view_seperator)$"
+    r"vision_adapter|vision_projection|resampler_model|audio)\.|(^|\.)(image_newline|view_seperator)$"
 )
 # Prefixes of older files that the tables put before newer ones on the way back.
 OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
@@ -72,6 +72,16 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "gemma4": OLDER,
     "glm4v_moe": OLDER,
     "glm5_next": OLDER,
+    "inkling2": ((r"^model\.llm\.model\.llm\.", "model.llm.", "a prefix that comes twice"),),
+    "inkling_mm_model": (
+        (
+            r"^model\.language_model\.model\.embed_tokens\.embed_norm\.",
+            "model.llm.embed_norm.",
+            "the same",
+        ),
+        (r"^model\.language_model\.model\.embed_tokens\.", "model.llm.embed.", "the same"),
+        (r"^model\.language_model\.model\.", "model.llm.", "the same"),
+    ),
     "minimax_m3_vl": LLAVA,
     "mistral3": LLAVA,
     "mistral_large4": (

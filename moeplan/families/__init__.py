@@ -64,6 +64,8 @@ FAMILIES: dict[str, str] = {
     "hunyuan_v1_moe": "hunyuan.hunyuan_v1_moe",
     "hy_v3": "hy_v3.hy_v3",
     "hy_v4": "hy_v4.hy_v4",
+    "inkling2": "inkling.inkling2",
+    "inkling_mm_model": "inkling.inkling_mm_model",
     "jamba": "jamba.jamba",
     "jetmoe": "jetmoe.jetmoe",
     "kimi_k2": "deepseek.deepseek_v3",

@@ -2,7 +2,7 @@
 
 Each token's values give one number per key-value head, which is added to the scores of that token
 for every query; where the context is longer than W, a query attends to the W tokens with the
-largest of these numbers only. Symbols beside those of grouped-query attention: W tokens that are kept.
+largest of these numbers only. Symbols beside those of grouped-query attention: W tokens kept.
 """
 
 from __future__ import annotations

@@ -56,6 +56,13 @@ QWEN4 = {
     "indexer_compress_ratio": 4,
     "eos_token_id": 1,
 }
+INKLING = {
+    **HEADS,
+    **ROUTED,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "sliding_window_size": 8,
+}
 PLE = {
     "ngram_vocab_size_base": 50,
     "ple_embed_dim": 64,
@@ -141,6 +148,15 @@ BASES: dict[str, dict[str, Any]] = {
     "granitemoeshared": GRANITE,
     "hy_v3": {**WIDE, **HEADS, **EXPERTS},
     "hy_v4": {**WIDE, **LATENT, **ROUTED, **INDEXER},
+    "inkling2": {
+        "text_config": {"model_type": "inkling2_text", **SIZES, **INKLING},
+        "vision_config": {"num_hidden_layers": 1, "text_hidden_size": 96},
+    },
+    "inkling_mm_model": {
+        "text_config": {"model_type": "inkling_text", **WIDE, **INKLING},
+        "vision_config": {"num_hidden_layers": 6},
+        "audio_config": {},
+    },
     "jetmoe": {
         **WIDE,
         "num_key_value_heads": 4,
@@ -351,6 +367,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "hy_v4": [
         {**BIASED, "hc_mult": 3, "n_shared_experts": 2},
         {"mlp_layer_types": WORDS, "indexer_types": ["full", "shared"] * 3, "v_head_dim": 20},
+    ],
+    "inkling2": [
+        _text(layer_types=["hybrid", "hybrid_sliding"] * 3, d_rel=5, rel_extent=30),
+        _text(num_hidden_layers=9, swa_head_dim=20, conv_kernel_size=3, n_routed_experts=7),
+    ],
+    "inkling_mm_model": [
+        _text(mlp_layer_types=WORDS, head_dim=20, d_rel=5, rel_extent=30, n_shared_experts=3),
+        _text(local_layer_ids=[0, 4], dense_mlp_idx=2, swa_head_dim=20, conv_kernel_size=3),
     ],
     "jetmoe": [
         {"tie_word_embeddings": False, "num_experts_per_tok": 3, "kv_channels": 16},

@@ -6,6 +6,8 @@ own, indexers, routed heads, gated norms, residual streams.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from moeplan.families import read_config
@@ -73,6 +75,54 @@ def test_convolved_attention_and_a_deep_router() -> None:
         more = sum(line.group.number * line.evaluate(extra) for line in convs)
         assert more > 0
         assert _flops(rows) + more == counts[""] - _sum(counts, "rotary_emb"), work.phase
+
+
+def _built(cls: str, config: dict[str, Any]) -> Any:
+    """A class that no auto-class finds for a text part alone."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    own = getattr(transformers, f"{cls}TextConfig")
+    text = {key: value for key, value in config["text_config"].items() if key != "model_type"}
+    model = getattr(transformers, f"{cls}ForCausalLM")(own(**text)).float().eval()
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._experts_implementation = "eager"
+            module.config._attn_implementation = "eager"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "cls"), [("inkling_mm_model", "Inkling"), ("inkling2", "Inkling2")]
+)
+def test_relative_attention(family: str, cls: str) -> None:
+    """Convolutions are padded or element-wise there; torch does not count the residual's mixing."""
+    config = case(family, 0)
+    spec, model = read_config(config, family), _built(cls, config)
+    for work, context in ((PREFILL, S), (DECODE, C)):
+        counts = _counted(model, context, decode=work.phase == "decode")
+        convs = [n for n in counts if n.endswith(("sconv", "convolution"))]
+        skipped = ("conv", "attn_sconv", "mlp_sconv", "residual_attention")
+        rest = [line for line in _rows(spec, work) if line.op.name not in skipped]
+        assert convs
+        assert _flops(rest) == counts[""] - sum(_own(counts, name) for name in convs), work.phase
+
+
+@pytest.mark.parametrize("span", [1, 2, 4, 9])
+def test_mixed_states_are_those_of_the_blocks_so_far(span: int) -> None:
+    """The states that a branch reads, kept as the layers go by."""
+    config = case("inkling2", 0)
+    config["text_config"] |= {"n_layers_per_attn_res_block": span}
+    rows = [
+        x for x in _rows(read_config(config, "2"), PREFILL) if x.op.name == "residual_attention"
+    ]
+    blocks, products = 0, 0
+    for layer, kind in enumerate(config["text_config"]["layer_types"]):
+        products += (blocks + 1) * (1 if "sliding" in kind else 3) if layer else 0
+        blocks += layer % span == 0
+        products += blocks + 1
+    assert _flops(rows) == 4 * 2 * S * 96 * (products + blocks + 1)
 
 
 def test_gated_streams_n_grams_and_picked_blocks() -> None:
