@@ -72,6 +72,8 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "gemma4": OLDER,
     "glm4v_moe": OLDER,
     "glm5_next": OLDER,
+    **dict.fromkeys(("internvl", "kimi_k25", "llava", "llava_next", "llava_onevision"), LLAVA),
+    **dict.fromkeys(("lfm2_vl", "ovis2"), OLDER),
     "inkling2": ((r"^model\.llm\.model\.llm\.", "model.llm.", "a prefix that comes twice"),),
     "inkling_mm_model": (
         (

@@ -11,7 +11,7 @@ from moeplan.errors import near_miss
 from moeplan.families.reader import Config, shown
 from moeplan.model.spec import ModelSpec
 
-__all__ = ["FAMILIES", "read_config"]
+__all__ = ["FAMILIES", "agree_on_class", "family", "read_config"]
 
 Family: TypeAlias = Callable[[Config], ModelSpec]
 
@@ -35,6 +35,7 @@ FAMILIES: dict[str, str] = {
     "deepseek_v3": "deepseek.deepseek_v3",
     "deepseek_v32": "deepseek_sparse.deepseek_v32",
     "deepseek_v4": "deepseek_v4.deepseek_v4",
+    "deepseek_vl_v2": "wrappers.wrapped",
     "diffusion_gemma": "gemma.diffusion_gemma",
     "doge": "doge.doge",
     "dots1": "dots.dots1",
@@ -55,6 +56,7 @@ FAMILIES: dict[str, str] = {
     "glm5_next": "glm5_next.glm5_next",
     "glm_moe_dsa": "deepseek_sparse.glm_moe_dsa",
     "gpt_oss": "gpt_oss.gpt_oss",
+    "granite_speech": "wrappers.wrapped",
     "granitemoe": "granitemoe.granitemoe",
     "granitemoe_swa": "granite_hybrid.granitemoe_swa",
     "granitemoehybrid": "granite_hybrid.granitemoehybrid",
@@ -66,16 +68,27 @@ FAMILIES: dict[str, str] = {
     "hy_v4": "hy_v4.hy_v4",
     "inkling2": "inkling.inkling2",
     "inkling_mm_model": "inkling.inkling_mm_model",
+    "interns1": "wrappers.wrapped",
+    "internvl": "wrappers.wrapped",
+    "internvl_chat": "wrappers.wrapped",
     "jamba": "jamba.jamba",
     "jetmoe": "jetmoe.jetmoe",
     "kimi_k2": "deepseek.deepseek_v3",
+    "kimi_k25": "wrappers.wrapped",
     "kimi_linear": "kimi_linear.kimi_linear",
+    "kimi_vl": "wrappers.wrapped",
     "kolibri1": "flint.kolibri1",
     "laguna": "laguna.laguna",
     "lfm2_moe": "lfm2.lfm2_moe",
+    "lfm2_vl": "wrappers.wrapped",
+    "lfm3_vl": "wrappers.wrapped",
     "llama": "dense.llama",
     "llama4": "llama4.llama4",
     "llama4_text": "llama4.llama4_text",
+    "llava": "wrappers.wrapped",
+    "llava_next": "wrappers.wrapped",
+    "llava_next_video": "wrappers.wrapped",
+    "llava_onevision": "wrappers.wrapped",
     "longcat_flash": "longcat.longcat_flash",
     "mellum": "laguna.mellum",
     "mimo_v2_flash": "mimo.mimo_v2_flash",
@@ -84,16 +97,20 @@ FAMILIES: dict[str, str] = {
     "minimax_m2": "minimax_m2.minimax_m2",
     "minimax_m3_vl": "minimax_m3.minimax_m3_vl",
     "minimax_text_01": "minimax.minimax",
+    "minimax_vl_01": "wrappers.wrapped",
     "mistral": "dense.mistral",
     "mistral3": "vision_language.mistral3",
     "mistral4": "vision_language.mistral4",
     "mistral_large4": "mistral_large4.mistral_large4",
     "mixtral": "mixtral.mixtral",
     "muse_spark": "muse_spark.muse_spark",
+    "nemo_speechlm": "wrappers.wrapped",
     "nemotron_h": "nemotron_h.nemotron_h",
+    "nemotron_h_omni": "wrappers.wrapped",
     "nllb-moe": "nllb.nllb_moe",
     "olmoe": "olmoe.olmoe",
     "openai_privacy_filter": "privacy_filter.openai_privacy_filter",
+    "ovis2": "wrappers.wrapped",
     "phimoe": "phimoe.phimoe",
     "qwen2": "dense.qwen2",
     "qwen2_moe": "qwen.qwen2_moe",
@@ -114,6 +131,7 @@ FAMILIES: dict[str, str] = {
     "step3p7": "step3p5.step3p7",
     "switch_transformers": "switch.switch_transformers",
     "unlimited_ocr": "ocr.unlimited_ocr",
+    "vipllava": "wrappers.wrapped",
     "zaya": "zaya.zaya",
 }
 
@@ -121,7 +139,8 @@ FAMILIES: dict[str, str] = {
 _DENSE = frozenset(("llama", "mistral", "qwen2", "qwen3"))
 
 
-def _family(model_type: str) -> Family:
+def family(model_type: str) -> Family:
+    """The function that reads files of a model type, which must be in the table."""
     module, function = FAMILIES[model_type].rsplit(".", 1)
     found: Family = getattr(import_module(f"moeplan.families.{module}"), function)
     return found
@@ -139,14 +158,14 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
         hint = near_miss(model_type, FAMILIES) if isinstance(model_type, str) else ""
         problem = f"is {shown(model_type)}, which is not read{hint}; `moeplan families` lists all"
         raise config.fail("model_type", problem)
-    _agree_on_class(config, model_type)
-    spec = _family(model_type)(config)
+    agree_on_class(config, model_type)
+    spec = family(model_type)(config)
     if spec.moe is None and model_type not in _DENSE:
         raise config.fail("model_type", f"is {model_type!r}, but no layer of it would hold experts")
     return spec
 
 
-def _agree_on_class(config: Config, model_type: str) -> None:
+def agree_on_class(config: Config, model_type: str) -> None:
     """Refuse a file whose `architectures` names the class of another family."""
     _, names = config.raw("architectures", default=None)
     for name in names if isinstance(names, list) else ():

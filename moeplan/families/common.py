@@ -204,7 +204,7 @@ def decoder(
     `wrapper` is the outer config of a multimodal model, whose text part `c` is. outputs: of the
     head, where they are not the vocabulary. norm: name of the last norm, "" where there is none.
     """
-    outer = wrapper or c
+    outer = (wrapper if wrapper is not c else None) or c.outer or c
     vocabulary = c.int("vocab_size", symbol="V")
     shared = embed if _tied(c, outer, tied_default) else None
     last = Norm(hidden, norm, bias=norm_bias, suffix=norm_suffix)

@@ -67,6 +67,7 @@ class Config:
         self.path = path
         self.prefix = prefix
         self.origin = origin
+        self.outer: Config | None = None  # the file that this part was taken out of by a wrapper
         self.read: set[str] = set()
         self._absent: set[str] = set()  # asked for, not found under any name
         self.notes: list[str] = []
