@@ -33,15 +33,15 @@ __all__ = [
 
 # model_type in the file -> what transformers calls the same architecture
 ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
-# Words that transformers uses for another architecture ("ernie" is a BERT there).
-FOREIGN = frozenset(("ernie",))
+# Words that transformers uses for another architecture: "ernie" is a BERT, "git" reads images.
+FOREIGN = frozenset(("ernie", "git"))
 # Wrappers whose conversion table only fits the whole model; others build their text model.
 WHOLE = frozenset(("gemma4", "llama4", "qwen4_exp"))
 OTHER_PARTS = re.compile(
     r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
     r"audio_tower|talker|code2wav|vit_large_projector|patch_merge_mlp|projector|sam_model|"
     r"qwen2_model|patch_merger|pre_mm_projector_norm|vision_language_adapter|"
-    r"vision_adapter|vision_projection|resampler_model|audio)\.|(^|\.)(image_newline|view_seperator)$"
+    r"vision_adapter|vision_projection|resampler_model|audio|mm_projector)\.|(^|\.)(image_newline|view_seperator)$"
 )
 # Prefixes of older files that the tables put before newer ones on the way back.
 OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
@@ -72,7 +72,15 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "gemma4": OLDER,
     "glm4v_moe": OLDER,
     "glm5_next": OLDER,
-    **dict.fromkeys(("internvl", "kimi_k25", "llava", "llava_next", "llava_onevision"), LLAVA),
+    **dict.fromkeys(("internvl", "llava", "llava_next", "llava_onevision"), LLAVA),
+    "kimi_k25": (
+        *LLAVA,
+        (
+            r"^language_model\.model\.blocks\.",
+            "language_model.model.layers.",
+            "a word of the tower",
+        ),
+    ),
     **dict.fromkeys(("lfm2_vl", "ovis2"), OLDER),
     "inkling2": ((r"^model\.llm\.model\.llm\.", "model.llm.", "a prefix that comes twice"),),
     "inkling_mm_model": (

@@ -73,7 +73,14 @@ def test_a_file_with_every_default_written_out(family: str) -> None:
 # ---------------------------------------- multimodal files that hold the config of any text model
 TEXTS = {
     "qwen3_moe": {"model_type": "qwen3_moe", **QWEN, **EXPERTS, "num_hidden_layers": 2},
-    "deepseek_v3": {"model_type": "deepseek_v3", **WIDE, **LATENT, **ROUTED, "n_group": 1},
+    "deepseek_v3": {
+        "model_type": "deepseek_v3",
+        **WIDE,
+        **LATENT,
+        **ROUTED,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "mixtral": {"model_type": "mixtral", **WIDE, **HEADS, "num_local_experts": 4},
 }
 WRAPPED = [
