@@ -139,7 +139,11 @@ FAMILIES: dict[str, str] = {
 }
 
 # Model types whose files name the class of another one.
-_NAMED_AS = {"git": "grok-1"}
+_NAMED_AS = {
+    "bailing_moe": "bailing_moe_v2",
+    "ernie4_5_moe_vl": "ernie4_5_vl_moe",
+    "git": "grok-1",
+}
 # Baselines without experts; a file of any other family that leaves no layer with experts is wrong.
 _DENSE = frozenset(("llama", "mistral", "qwen2", "qwen3"))
 
@@ -158,7 +162,7 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
     UserError, naming file and key, for anything that bears on the result and is not understood.
     """
     config = Config(data, path, origin=origin)
-    _, model_type = config.raw("model_type")
+    _, model_type = config.raw("model_type", default=_by_class(config))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         hint = near_miss(model_type, FAMILIES) if isinstance(model_type, str) else ""
         problem = f"is {shown(model_type)}, which is not read{hint}; `moeplan families` lists all"
@@ -168,6 +172,21 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
     if spec.moe is None and model_type not in _DENSE:
         raise config.fail("model_type", f"is {model_type!r}, but no layer of it would hold experts")
     return spec
+
+
+def _by_class(config: Config) -> str:
+    """The model type whose class `architectures` names, for files that do not say it."""
+    _, names = config.raw("architectures", default=None)
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    words = re.sub("[^a-z0-9]", "", name.lower())
+    stems = {re.sub("[^a-z0-9]", "", other): other for other in FAMILIES}
+    found = [other for stem, other in stems.items() if re.match(f"{stem}(for|model|lm)", words)]
+    if len(found) != 1:
+        config.raw("model_type")  # says that it is missing
+        return ""
+    if "model_type" not in config:
+        config.note(f"model_type is absent: {found[0]}, whose class architectures names")
+    return found[0]
 
 
 def agree_on_class(config: Config, model_type: str) -> None:

@@ -22,8 +22,7 @@ def _read(c: Config, routing: Routing, *, name: str, norms: bool) -> ModelSpec:
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     activation = c.choice("hidden_act", allowed=("silu",), default="silu")
-    c.expect("norm_head", [False], "a normalised output head is not described")
-    c.expect("norm_softmax", [False], "a normalised output head is not described")
+    c.ignore("norm_head", "norm_softmax")  # the head's rows are normalised as they are used
     c.expect("use_rmsnorm", [True], "this family has RMS norms")
     c.ignore("embedding_dropout", "multi_gate", "moe_router_topk_scaling_factor", "router_dtype")
     c.expect("multi_gate", [False], "several routers are not described")
@@ -70,7 +69,12 @@ def _read(c: Config, routing: Routing, *, name: str, norms: bool) -> ModelSpec:
 
 
 def bailing_moe(c: Config) -> ModelSpec:
-    """Read a Ling (1.0, 1.5) config: softmax scores, shared experts."""
+    """Read a Ling (1.0, 1.5) config: softmax scores, shared experts.
+
+    Some files of Ling 2.0 have this model type and the class of their own.
+    """
+    if "BailingMoeV2ForCausalLM" in (c.data.get("architectures") or ()):
+        return bailing_moe_v2(c)
     routing = Routing("softmax", renormalise=c.flag("norm_topk_prob", default=True))
     return _read(c, routing, name="bailing_moe", norms=c.flag("use_qk_norm", default=False))
 

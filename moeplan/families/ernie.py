@@ -208,6 +208,7 @@ def ernie4_5_moe_vl(c: Config) -> ModelSpec:
     """Read the flat config with which ERNIE 4.5 VL was first released."""
     c.ignore("vision_config", "pixel_hidden_size", "spatial_conv_size", "temporal_conv_size")
     c.ignore("im_patch_id", "moe_gate", "use_temporal_conv", "modality_detach", "moe_group")
+    c.ignore("moe_multimodal_dispatch_use_allgather")  # how tokens are sent in training
     return _vision_language(c, c, "ernie4_5_moe_vl", ("vision tower and resampler",))
 
 
