@@ -25,6 +25,7 @@ FAMILIES: dict[str, str] = {
     "axk2": "axk.axk2",
     "bailing_hybrid": "bailing_hybrid.bailing_hybrid",
     "bailing_moe": "bailing.bailing_moe",
+    "bailing_moe_linear": "bailing.bailing_moe_linear",
     "bailing_moe_v2": "bailing.bailing_moe_v2",
     "beam": "beam.beam",
     "cohere2_moe": "cohere2_moe.cohere2_moe",

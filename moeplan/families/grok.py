@@ -60,7 +60,7 @@ def grok_2(c: Config) -> ModelSpec:
     Beside the experts of each layer stands a dense layer, and the two are averaged; structure and
     names as serving engines load them. Queries and scores are capped, which is element-wise.
     """
-    _, classes = c.raw("architectures", default=None)
+    _, classes = c.raw("architectures")
     if classes != ["Grok1ForCausalLM"]:
         problem = f"is {shown(classes)}: a file of type 'git' is read as Grok-2 (Grok1ForCausalLM)"
         raise c.fail("architectures", problem)

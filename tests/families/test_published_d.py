@@ -63,6 +63,24 @@ def test_zaya1_8b() -> None:
     assert count(model) * 2 / 1e9 == pytest.approx(17.68, abs=0.005)
 
 
+def test_ring_linear() -> None:
+    """16.4 B and 1.6 B active, 957 M of them in layers; 104 B and 6.1 B in the larger one."""
+    model = load_preset("ring-mini-linear-2.0")
+    assert count(model) / 1e9 == pytest.approx(16.4, abs=0.05)
+    found = active(model)
+    assert found["all"].value / 1e9 == pytest.approx(1.6, abs=0.005)
+    assert found["without_embeddings"].value / 1e6 == pytest.approx(957, abs=0.5)
+    cache = kv_cache(model, "bf16", 1, 4096)
+    assert cache["bytes_per_token"].value == 4 * 2 * 4 * 128 * 2
+    assert cache["fixed_bytes"].value == 16 * 16 * 128 * 128 * 4
+    larger = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32}
+    larger |= {"intermediate_size": 9216, "moe_intermediate_size": 1024, "layer_group_size": 8}
+    larger["moe_shared_expert_intermediate_size"] = 1024
+    flash = read_config({**preset("ring-mini-linear-2.0").config, **larger}, "flash")
+    assert count(flash) / 1e9 == pytest.approx(104, abs=0.5)
+    assert active(flash)["without_embeddings"].value / 1e9 == pytest.approx(6.1, abs=0.1)
+
+
 # -------------------------------------------------------------------------------------- from papers
 GLAM = [  # hidden, layers, heads, head dimension, experts, vocabulary; total and active of table 4
     (8192, 64, 128, 128, 64, 256_000, 1161.7e9, 96.586e9),
