@@ -47,6 +47,40 @@ def extras() -> str:
     return table(["extra", "adds"], rows)
 
 
+@section("backends")
+def backends() -> str:
+    """Return the backends of the measured layer, and what each is for."""
+    from moeplan.profile.backends import backends as known
+
+    return table(["backend", "runs"], [[f"`{b.name}`", b.about] for b in known()])
+
+
+@section("cpu-layers")
+def cpu_layers() -> str:
+    """Return every layer that the records of a CPU hold, newest way of predicting only."""
+    from moeplan.profile.store import find_records, load_record
+    from moeplan.profile.view import percent
+    from moeplan.units import fmt_bytes, fmt_rate, fmt_time
+
+    rows = []
+    for path in find_records([ROOT / "profiles"]):
+        record = load_record(path)
+        for case in record.measured() if record.device.kind == "cpu" else ():
+            made, found = case.prediction, case.measured
+            if made is None or found is None or not made.method.endswith("small matmuls"):
+                continue
+            took, flops = found.layer.median, sum(op.flops for op in made.ops)
+            peak = "–" if found.peak_bytes is None else fmt_bytes(found.peak_bytes)
+            rows.append(
+                [case.subject, f"{case.tokens:,}", case.direction, case.routing,
+                 fmt_time(made.expected), fmt_time(took),
+                 percent(made.expected / took - 1, signed=True),
+                 fmt_rate(flops / took, "FLOP"), peak]
+            )  # fmt: skip
+    return table(["model", "tokens", "pass", "routing", "predicted", "measured", "error",
+                  "reached", "peak memory"], rows)  # fmt: skip
+
+
 @section("families")
 def families() -> str:
     """Return the model types: kinds of block, sizes, what they were checked against."""

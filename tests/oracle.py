@@ -239,8 +239,7 @@ def _theirs(text: str) -> dict[str, Tensor]:
         kinds.setdefault((not value.requires_grad, tied), {})[name] = value
     out: dict[str, Tensor] = {}
     for (buffer, tied), values in kinds.items():
-        named = revert_weight_conversion(model, values)
-        for name, (shape, copies) in _by_expert(named).items():
+        for name, (shape, copies) in _named(model, values).items():
             if OTHER_PARTS.search(name) or (released := _released(config, name)) is None:
                 continue
             of = tied and _released(config, tied)
@@ -249,6 +248,36 @@ def _theirs(text: str) -> dict[str, Tensor]:
             if re.search(TURNED.get(config["model_type"], "$^"), name):
                 shape = (shape[0], shape[2], shape[1])
             out[released] = Tensor(shape, _copies(config, name, copies), buffer, of)
+    return out
+
+
+LAYER = re.compile(r"(.*?\.(?:layers|blocks|block)\.)(\d+)(\..+)")
+
+
+def _named(model: Any, values: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Hub name to shape and copies. Of layers that hold the same, one is renamed and split.
+
+    The conversion tables treat all layers of a stack alike, and splitting the experts of each takes
+    most of the time.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    stacks: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, value in values.items():
+        stack, index, rest = found.groups() if (found := LAYER.match(name)) else ("", "-1", name)
+        stacks.setdefault((stack, int(index)), {})[rest] = value
+    alike: dict[Any, list[int]] = {}
+    for (stack, index), held in stacks.items():
+        shapes = frozenset((rest, tuple(value.shape)) for rest, value in held.items())
+        alike.setdefault((stack, shapes), []).append(index)
+    out: dict[str, tuple[tuple[int, ...], int]] = {}
+    for (stack, _), (first, *others) in alike.items():
+        at = f"{stack}{first}" if stack else ""
+        one = {at + rest: value for rest, value in stacks[stack, first].items()}
+        named = _by_expert(revert_weight_conversion(model, one))
+        out |= named
+        for index in others:
+            out |= {re.sub(rf"\.{first}\.", f".{index}.", n, count=1): t for n, t in named.items()}
     return out
 
 

@@ -12,9 +12,9 @@ from moeplan.families.common import (
     pre_norm,
     rotated,
 )
+from moeplan.families.mtp import mtp_stack, released_modules
 from moeplan.families.qwen import shared_expert_moe, sparse_layers
 from moeplan.families.reader import Config
-from moeplan.model.basic import Embedding, Head, Norm, Projection
 from moeplan.model.ffn import DenseFFN, ExpertNames, MoE
 from moeplan.model.linear_attention import GatedDeltaNet
 from moeplan.model.ops import Block
@@ -82,32 +82,8 @@ def _mixers(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> 
     return {FULL: full, LINEAR: delta_net(c, hidden, layout)}
 
 
-def _mtp(
-    c: Config, hidden: Quantity, count: Quantity, layer: tuple[Block, ...], embed: str, tied: bool
-) -> list[Group]:
-    """Multi-token prediction: one input projection, `count` full-attention layers, one norm.
-
-    Names and structure as the released checkpoints have them and serving engines load them. The
-    embedding and the head are the model's own tensors.
-    """
-    vocabulary = c.int("vocab_size", symbol="V")
-    ins = (
-        Embedding(vocabulary, hidden, "embed_tokens.weight", tied=embed),
-        Norm(hidden, "pre_fc_norm_embedding"),
-        Norm(hidden, "pre_fc_norm_hidden"),
-        Projection(I=(2 * hidden).named("I"), O=hidden, name="fc"),
-    )
-    out = (Norm(hidden, "norm"), Head(vocabulary, hidden, embed if tied else "lm_head.weight"))
-    places = tuple(range(int(count.value)))
-    return [
-        Group("MTP input", ins, prefix="mtp.", role="mtp"),
-        Group("MTP layer", layer, count, places, "mtp.layers.{i}.", "mtp"),
-        Group("MTP output", out, prefix="mtp.", role="mtp"),
-    ]
-
-
 def qwen3_next(c: Config) -> ModelSpec:
-    """Read a Qwen3-Next config; its MTP module is counted where the file names one."""
+    """Read a Qwen3-Next config; the released checkpoints' MTP module is in no file's keys."""
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     count = int(layers.value)
@@ -126,17 +102,8 @@ def qwen3_next(c: Config) -> ModelSpec:
 
     mixer_kinds = _mixer_kinds(c, count)
     kinds = [(m, "moe" if s else "dense") for m, s in zip(mixer_kinds, sparse, strict=True)]
-    modules = c.optional("num_nextn_predict_layers", symbol="modules")
-    mtp: list[Group] = []
-    if modules is not None:
-        tied = c.flag("tie_word_embeddings", default=False)
-        embed = "model.embed_tokens.weight"
-        mtp = _mtp(c, hidden, modules, build((FULL, "moe")), embed, tied)
-    else:
-        c.note(
-            "the file names no multi-token-prediction module, so none is counted; the released "
-            "checkpoints hold one"
-        )
+    modules = released_modules(c, 1)
+    mtp = mtp_stack(c, hidden, build((FULL, "moe")), modules)
     groups = layer_groups(kinds, build, count=layers)
     return decoder(c, hidden, groups, name="qwen3_next", mtp=mtp)
 
@@ -165,7 +132,8 @@ def _qwen3_5(c: Config, outer: Config, **how: Any) -> ModelSpec:
     if modules is not None:
         single: MoE = shared_expert_moe(c, hidden, renormalise=True)  # not stacked in MTP layers
         tied = any(x.flag("tie_word_embeddings", default=False) for x in (c, outer))
-        mtp = _mtp(c, hidden, modules, pre_norm(hidden, mixers[FULL], single), EMBED, tied)
+        layer = pre_norm(hidden, mixers[FULL], single)
+        mtp = mtp_stack(c, hidden, layer, modules, embedding=EMBED, tied=tied)
     return decoder(
         c,
         hidden,

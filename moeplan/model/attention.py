@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from moeplan.model.masks import surrounding_pairs, visible_pairs
+from moeplan.model.masks import surrounding_pairs, visible_keys, visible_pairs
 from moeplan.model.ops import Block, CacheEntry, Kept, Op, Weight, linear, pointwise
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
@@ -80,15 +80,10 @@ class Attention(Block):
         if self.cross:
             return {"P": "S*X", "N": "B*X" if work.phase != "decode" else "0", "K": "X"}
         seen = work if self.causal else Workload(work.phase, mask="full")
-        pairs = visible_pairs(
-            seen,
-            window="W" if self.scope == "window" else "",
-            chunk="W" if self.scope == "chunk" else "",
-        )
+        limit = {} if self.scope == "full" else {self.scope: "W"}
         if self.scope == "window" and not self.causal:
-            pairs = surrounding_pairs(work, "W")
-        read = {"full": "C", "window": "min(C, W + S)", "chunk": "min(C, W + S)"}[self.scope]
-        return {"P": pairs, "N": "T", "K": read}
+            return {"P": surrounding_pairs(work, "W"), "N": "T", "K": "min(C, S + 2*W - 2)"}
+        return {"P": visible_pairs(seen, **limit), "N": "T", "K": visible_keys(**limit)}
 
     def _weight(
         self, which: str, *dims: str, matmul: bool = True, suffix: str = "weight"

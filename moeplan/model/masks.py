@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from moeplan.model.workload import Workload
 
-__all__ = ["compressed_pairs", "selected_pairs", "surrounding_pairs", "visible_pairs"]
+__all__ = [
+    "compressed_pairs",
+    "selected_pairs",
+    "surrounding_pairs",
+    "visible_keys",
+    "visible_pairs",
+]
 
 
 def visible_pairs(work: Workload, *, window: str = "", chunk: str = "", keys: str = "C") -> str:
@@ -39,6 +45,17 @@ def surrounding_pairs(work: Workload, window: str) -> str:
     if work.mask == "full" or work.phase == "decode":
         return "S*C"
     return f"2*({_until('S', window)})"
+
+
+def visible_keys(*, window: str = "", chunk: str = "") -> str:
+    """Formula of the keys per sequence that some query of the pass sees, and that it must read.
+
+    The first of the S new tokens sees the farthest back: W - 1 tokens before it in a window, the
+    start of its own chunk where there are chunks.
+    """
+    if window:
+        return f"min(C, {window} + S - 1)"
+    return f"C - {chunk}*((C - S)//{chunk})" if chunk else "C"
 
 
 def selected_pairs(work: Workload, top: str) -> str:
