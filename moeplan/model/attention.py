@@ -14,7 +14,7 @@ from typing import Literal
 from moeplan.model.masks import surrounding_pairs, visible_keys, visible_pairs
 from moeplan.model.ops import Block, CacheEntry, Kept, Op, Weight, linear, pointwise
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number
+from moeplan.quantity import Number, plain
 
 __all__ = ["Attention"]
 
@@ -74,6 +74,16 @@ class Attention(Block):
     latent_names: tuple[str, str] = ("inter_norm", "wq")
     sinks_name: str = "sinks"
     fused: str = ""
+
+    @property
+    def label(self) -> str:
+        """Heads, what they see, and whose keys and values."""
+        if self.cross:
+            return "cross-attention"
+        kind = "multi-head" if plain(self.H) == plain(self.G) else "grouped-query"
+        scope = {"full": "", "window": ", window", "chunk": ", chunks"}[self.scope]
+        scope += "" if self.causal or self.scope == "full" else " on both sides"
+        return kind + scope + (", shared keys and values" if self.shares_kv else "")
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: computed pairs; N: new key positions; K: keys that a query block reads."""

@@ -37,6 +37,11 @@ class BlockSparseAttention(Attention):
     kb: Number
     indexer: str = "index_"
 
+    @property
+    def label(self) -> str:
+        """Grouped-query attention over the blocks that an indexer picks."""
+        return f"{super().label}, blocks picked by indexer"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: attended pairs; N: new key positions; K: keys read; Pi: scored pairs."""
         return {

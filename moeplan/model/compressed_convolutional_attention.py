@@ -27,6 +27,11 @@ class CompressedConvolutionalAttention(Attention):
     t0: Number
     t1: Number
 
+    @property
+    def label(self) -> str:
+        """The words for it in a list of families."""
+        return f"{super().label}, behind convolutions"
+
     def _projections(self) -> list[tuple[str, Weight, Weight | None]]:
         rows = {"q_proj": "H*dh", "k_proj": "G*dh", "v_proj_current": "G*dv//2"}
         rows["v_proj_delayed"] = "G*dv//2"

@@ -25,6 +25,11 @@ class DynamicMaskAttention(Attention):
     The mask's numbers are not cached: a pass computes them from the values of all its context.
     """
 
+    @property
+    def label(self) -> str:
+        """The words for it in a list of families."""
+        return f"{super().label}, dynamic mask"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: attended pairs; N: new key positions; K: keys read, all for the mask."""
         return {"P": selected_pairs(work, "W"), "N": "T", "K": "C"}

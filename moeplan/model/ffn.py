@@ -112,6 +112,20 @@ class MoE(Block):
     names: ExpertNames = field(default_factory=ExpertNames)
 
     @property
+    def label(self) -> str:
+        """What kind of experts, and what stands beside them."""
+        parts = {
+            "MoE": True,
+            "ungated": not self.gated,
+            "in a latent": self.Dl is not None,
+            "with zero-computation experts": self.Z is not None,
+            "routed by hash": self.V is not None,
+            "with gated shared experts": self.Fs is not None and self.shared_gate,
+            "with shared experts": self.Fs is not None and not self.shared_gate,
+        }
+        return " ".join(words for words, holds in parts.items() if holds)
+
+    @property
     def each(self) -> str:
         """Symbol of the experts with weights that a token gets: k, or r of the k."""
         return "k" if self.Z is None else "r"

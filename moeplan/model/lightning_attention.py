@@ -40,6 +40,11 @@ class LightningAttention(Block):
     names: tuple[str, str, str, str] = ("qkv_proj", "output_gate", "norm", "out_proj")
     norm_names: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "lightning attention"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Q: tokens per block, less where the pass is shorter."""
         return {} if work.phase == "decode" else {"Q": "min(chunk, S)"}

@@ -22,6 +22,11 @@ class ModalityMoE(MoE):
 
     Fv: Number
 
+    @property
+    def label(self) -> str:
+        """The words for it in a list of families."""
+        return f"{super().label}, apart for text and images"
+
     def _others(self) -> tuple[Weight, ...]:
         """Router and experts of the other modality; no text token touches them."""
         n = self.names

@@ -39,6 +39,11 @@ class NGramEmbedding(Block):
     n: Number
     prefix: str = "ple."
 
+    @property
+    def label(self) -> str:
+        """What stands beside the mixers of a layer."""
+        return "n-gram embeddings"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """State: the convolution's inputs that a step of decoding still needs."""
         return {"state": f"B*{_WIDE}*n*(w - 1)" if work.phase == "decode" else "0*B"}

@@ -304,6 +304,11 @@ class Block:
             self._rows[key] = ops, f"({','.join(numbers)},)" if ops else "()"
         return self._rows[key]
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind of mixer or feed-forward; "" for norms and the like."""
+        return ""
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Further symbols of this block under a workload, each with its formula."""
         return {}

@@ -27,6 +27,11 @@ class PooledBlockAttention(BlockSparseAttention):
 
     indexer: str = "indexer."
 
+    @property
+    def label(self) -> str:
+        """The words for it in a list of families."""
+        return f"{super().label} of mean keys"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: attended pairs; N: new key positions; K: keys read; Pi: scored pairs."""
         tail = "C % bi" if work.phase == "decode" else "half(bi - 1)"

@@ -24,6 +24,11 @@ class ProductKeyMoE(MoE):
     m: Number
 
     @property
+    def label(self) -> str:
+        """The words for it in a list of families."""
+        return "MoE of single neurons by product keys, with a dense layer"
+
+    @property
     def scored(self) -> str:
         """Formula of the router's outputs."""
         return "(2*m)"

@@ -35,6 +35,11 @@ class RelativeAttention(Attention):
     clips: bool = False
     dynamic: bool = False
 
+    @property
+    def label(self) -> str:
+        """The words for it in a list of families."""
+        return f"{super().label}, relative biases, short convolutions"
+
     def _vector(self, name: str, *dims: str) -> Weight:
         return Weight(self.prefix + name, dims, "attention", matmul=False, shard="heads")
 
@@ -136,6 +141,11 @@ class ResidualConvolution(Block):
     w: Number
     name: str = "attn_sconv"
 
+    @property
+    def label(self) -> str:
+        """What follows each branch."""
+        return "short convolutions behind branches"
+
     def _weight(self) -> Weight:
         return Weight(f"{self.name}.weight", ("D", "1", "w"), "attention", matmul=False)
 
@@ -177,6 +187,11 @@ class ResidualAttention(Block):
     q: Number = 1
     name: str = ""
     several: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the residual is read through."""
+        return "attention over earlier layers"
 
     def weights(self) -> tuple[Weight, ...]:
         """The queries."""
