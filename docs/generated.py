@@ -84,7 +84,7 @@ def cpu_layers() -> str:
 @section("families")
 def families() -> str:
     """Return the model types: kinds of block, sizes, what they were checked against."""
-    from moeplan.families import read_config
+    from moeplan.families import FAMILIES, read_config
     from moeplan.report.families import family_rows, kinds
     from moeplan.units import fmt_count
     from tests.families.checked import flops_checked, small_config, tensors_checked
@@ -94,7 +94,9 @@ def families() -> str:
         name = row["model_type"]
         sizes = [fmt_count(row[key]) if key in row else "" for key in ("total", "active")]
         parts = row["mixers"], row["feed_forward"]
-        if not row["preset"] and (small := small_config(name)):
+        if FAMILIES[name] == "wrappers.wrapped":
+            parts = ["of the text part"], ["of the text part"]
+        elif not row["preset"] and (small := small_config(name)):
             parts = kinds(read_config(small, name))
         words = ["; ".join(part) for part in parts]
         checks = [tensors_checked(name), flops_checked(name)]
