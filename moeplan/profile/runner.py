@@ -293,7 +293,7 @@ class Runner:
             case.state, case.reason = "out of time", f"the time budget is too short: {problem}"
         except UserError as problem:
             case.state, case.reason = "skipped", str(problem)
-        except (RuntimeError, MemoryError) as problem:
+        except Exception as problem:  # the other cases may well run, and a GPU's time is scarce
             self._failed(problem, case)
         return case
 
@@ -309,9 +309,9 @@ class Runner:
         return tick
 
     def _failed(self, problem: BaseException, case: Case) -> None:
-        """Note an out-of-memory or what else torch could not do, and free what is held.
+        """Note an out-of-memory or what else went wrong, and free what is held.
 
-        The other cases may well run; a lost device ends them all.
+        A lost device ends the run.
         """
         said = next(iter(str(problem).splitlines()), type(problem).__name__)
         if is_out_of_memory(problem):

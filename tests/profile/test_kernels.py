@@ -191,6 +191,16 @@ def test_kernels_run_on_cuda_alone() -> None:
     assert not functions.uses_kernels("cpu")
 
 
+def test_kernels_that_do_not_compile_leave_rows_to_plain_torch(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = functions.kernels_missing.__wrapped__
+    monkeypatch.setattr(functions, "_try_kernel", lambda _, try_=functions._try_kernel: try_("cpu"))
+    assert missing("cuda") is None
+    monkeypatch.setattr(kernels, "gather_sum", lambda *_: torch.zeros(1, 128))
+    assert missing("cuda") == "Triton failed: ValueError: one and one are not two"
+
+
 # ------------------------------------------------------------------------------ ahead of time
 @pytest.mark.slow
 def test_every_kernel_compiles_for_sm_90_without_spills(tmp_path: Path) -> None:
