@@ -49,11 +49,11 @@ def export(
 ) -> None:
     """A chosen layout as launch arguments for Megatron-LM, torchtitan, vLLM or SGLang."""
     from moeplan.cli import _print_json
-    from moeplan.plan.export import ENGINES
+    from moeplan.plan.export import ENGINES, engine_named
     from moeplan.plan.export import export as write
 
-    kind = ENGINES.get(engine)
-    if plan is None and not train and not serve and kind is not None:
+    kind = ENGINES[engine_named(engine)]
+    if plan is None and not train and not serve:
         train, serve = kind == "training", kind == "serving"
     named = named_model(model, preset, config)
     found = chosen(named, layout, cluster, job, train=train, serve=serve, plan=plan)

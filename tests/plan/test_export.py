@@ -233,3 +233,6 @@ def test_the_command_takes_a_layout_or_a_plan_file(run, tmp_path):
     assert direct == run("export", "vllm", "--plan", str(file)).out
     assert direct == export("vllm", plan).text()
     assert run("export", "vllm", "mixtral").code == 2
+    assert "did you mean 'vllm'?" in run("export", "vlm", "mixtral").err
+    assert direct == run("export", "vllm", "--preset", "mixtral", "--layout", "ep=8", "--cluster",
+                         "h100x8", "--serve", "--isl", "4000").out  # fmt: skip
