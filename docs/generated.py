@@ -47,10 +47,44 @@ def extras() -> str:
     return table(["extra", "adds"], rows)
 
 
+@section("backends")
+def backends() -> str:
+    """Return the backends of the measured layer, and what each is for."""
+    from moeplan.profile.backends import backends as known
+
+    return table(["backend", "runs"], [[f"`{b.name}`", b.about] for b in known()])
+
+
+@section("cpu-layers")
+def cpu_layers() -> str:
+    """Return every layer that the records of a CPU hold, newest way of predicting only."""
+    from moeplan.profile.store import find_records, load_record
+    from moeplan.profile.view import percent
+    from moeplan.units import fmt_bytes, fmt_rate, fmt_time
+
+    rows = []
+    for path in find_records([ROOT / "profiles"]):
+        record = load_record(path)
+        for case in record.measured() if record.device.kind == "cpu" else ():
+            made, found = case.prediction, case.measured
+            if made is None or found is None or not made.method.endswith("small matmuls"):
+                continue
+            took, flops = found.layer.median, sum(op.flops for op in made.ops)
+            peak = "–" if found.peak_bytes is None else fmt_bytes(found.peak_bytes)
+            rows.append(
+                [case.subject, f"{case.tokens:,}", case.direction, case.routing,
+                 fmt_time(made.expected), fmt_time(took),
+                 percent(made.expected / took - 1, signed=True),
+                 fmt_rate(flops / took, "FLOP"), peak]
+            )  # fmt: skip
+    return table(["model", "tokens", "pass", "routing", "predicted", "measured", "error",
+                  "reached", "peak memory"], rows)  # fmt: skip
+
+
 @section("families")
 def families() -> str:
     """Return the model types: kinds of block, sizes, what they were checked against."""
-    from moeplan.families import read_config
+    from moeplan.families import FAMILIES, read_config
     from moeplan.report.families import family_rows, kinds
     from moeplan.units import fmt_count
     from tests.families.checked import flops_checked, small_config, tensors_checked
@@ -60,7 +94,9 @@ def families() -> str:
         name = row["model_type"]
         sizes = [fmt_count(row[key]) if key in row else "" for key in ("total", "active")]
         parts = row["mixers"], row["feed_forward"]
-        if not row["preset"] and (small := small_config(name)):
+        if FAMILIES[name] == "wrappers.wrapped":
+            parts = ["of the text part"], ["of the text part"]
+        elif not row["preset"] and (small := small_config(name)):
             parts = kinds(read_config(small, name))
         words = ["; ".join(part) for part in parts]
         checks = [tensors_checked(name), flops_checked(name)]

@@ -51,7 +51,7 @@ class BlockSparseAttention(Attention):
             "Pi": visible_pairs(work),
         }
 
-    def _index_parts(self) -> tuple[Weight, Weight, Weight, Weight]:
+    def _index_parts(self) -> tuple[Weight, ...]:
         at = f"{self.prefix}{self.indexer}"
 
         def matrix(name: str, n: str) -> Weight:

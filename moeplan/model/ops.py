@@ -71,7 +71,8 @@ expert parallelism, the vocabulary, sequence-parallel tokens, or nothing (replic
 class Weight:
     """A tensor of the real checkpoint.
 
-    name: as in the checkpoint, relative to its layer; `{e}` stands for the expert's index.
+    name: as in the checkpoint, relative to its layer; `{e}` stands for the expert's index, `{e+}`
+    for that of experts which are numbered from `first` (a formula) on, behind others.
     dims: one formula per dimension. copies: equal tensors in a layer (experts); active: how many
     of the copies one token touches. matmul: whether it is the weight of a linear layer (what
     quantisation converts). buffer: kept in the checkpoint but not trained by gradient.
@@ -85,6 +86,7 @@ class Weight:
     component: Component
     copies: str = "1"
     active: str = "1"
+    first: str = "0"
     matmul: bool = True
     buffer: bool = False
     tied: str | None = None

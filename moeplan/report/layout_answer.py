@@ -76,17 +76,20 @@ def training_answer(
 
 
 def serving_answer(
-    spec: ModelSpec, layout: Layout, cluster: Cluster, job: ServingJob
+    spec: ModelSpec, layout: Layout, cluster: Cluster, job: ServingJob, gpus: int | None = None
 ) -> dict[str, Any]:
-    """What serving costs on an instance. `UserError` with every rule that the layout breaks."""
+    """What serving costs on an instance. `UserError` with every rule that the layout breaks.
+
+    gpus: of one instance, where the cluster holds several.
+    """
     plan = ServingPlan(spec, cluster, job)
-    found = plan.explain(layout)
+    found = plan.explain(layout, gpus)
     out = _head(plan, layout, "serving", _SERVED)
     degrees = {name: out["layout"][name] for name in _SERVED if name != "edp"}
     out["layout"]["text"] = ",".join(f"{n}={x}" for n, x in degrees.items() if x != 1)
     names = ("input", "output", "cached", "prefill_batch", "tpot", "disaggregated", "draft")
     out["job"] = _job(job, names)
-    numbers = plan.evaluate(layout)  # nan where nothing fits
+    numbers = plan.evaluate(layout, gpus)  # nan where nothing fits
     out |= {**numbers, "binds": SERVING_BINDS[numbers["binds"]]}
     accepted = f", each accepted with {plain(job.acceptance):g}" if plain(job.draft) else ""
     more = [

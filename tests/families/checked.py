@@ -13,6 +13,14 @@ __all__ = ["DIFFERENCES", "flops_checked", "small_config", "tensors_checked"]
 # Where transformers is known to differ from the published model, or its classes count otherwise.
 DIFFERENCES = {
     "deepseek_v4": "transformers adds the indexer's heads up one by one, not by a product",
+    "diffusion_gemma": "transformers holds prompt and canvas layers apart; the file has them once, "
+    "but for a scalar a layer",
+    "doge": "transformers multiplies by every key and masks what was not kept",
+    "ernie4_5_vl_moe": "released experts of text and images are one list, and the router is stored "
+    "[in, out]",
+    "inkling_mm_model": "transformers pads the head to the vocabulary; a file that names its rows "
+    "is counted with them",
+    "inkling2": "torch does not count how a token's earlier states are mixed: checked by hand",
     "jamba": "transformers' fallback of the scan is element-wise but for its last product",
     "lfm2_moe": "transformers' convolution computes outputs that it throws away",
     "llama4": "transformers runs every expert over every token",
@@ -21,17 +29,32 @@ DIFFERENCES = {
     "minimax": "transformers keeps decays as buffers, which follow from a layer's place",
     "nllb-moe": "transformers takes a 0/1 mask for the numbers of experts and runs them all",
     "qwen3_vl_moe": "released experts are stored [in, out], transformers keeps them [out, in]",
+    "qwen4_exp": "transformers multiplies by every key and masks what was not picked; the n-gram "
+    "table is one tensor there and parts in the file",
     "step3p7": "transformers gives windowed prediction layers the heads of full layers",
     "switch_transformers": "Switch-C's file says 12 decoder layers of which 15 are sparse; the "
     "preset has the 15 + 15 of its checkpoint",
+    "zaya": "transformers runs skipped tokens through an expert and weighs them by nothing",
 }
 # Checked by tests of their own rather than in a list.
-SINGLE = {"dbrx", "deepseek_v4", "longcat_flash", "nllb-moe", "switch_transformers"}
-SINGLE_SCANS = {"jamba", "lfm2_moe"}
+SINGLE = {
+    "dbrx",
+    "deepseek_v4",
+    "inkling2",
+    "inkling_mm_model",
+    "longcat_flash",
+    "nllb-moe",
+    "openai_privacy_filter",
+    "switch_transformers",
+    "zaya",
+}
+SINGLE_SCANS = {"jamba", "lfm2_moe", "qwen4_exp_text"}
 
 
 def tensors_checked(model_type: str) -> str:
     """What the tensors of a model type were compared with."""
+    if FAMILIES[model_type] == "wrappers.wrapped":
+        return "as the text part, names by transformers"
     return "transformers" if is_built(model_type) else "published counts"
 
 
@@ -49,6 +72,8 @@ def flops_checked(model_type: str) -> str:
     built = {str(preset(name).config["model_type"]) for name in meta.MODELS}
     scans = {family for family, *_ in (*test_flops_c.SCANS, *test_flops_d.SCANS)} | SINGLE_SCANS
     alike = _alike(model_type)
+    if FAMILIES[model_type] == "wrappers.wrapped":
+        return "as the text part"
     if alike & scans or model_type == "qwen3_next":
         return "torch's counter, scans by hand"
     return "torch's counter" if alike & (listed | built) else ""

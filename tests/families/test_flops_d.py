@@ -37,6 +37,7 @@ EXACT = [
     ("axk2", 0),
     ("beam", 0),
     ("cohere2_moe", 1),
+    ("doge", 0),
     ("dots3_note_text", 0),
     ("exaone_moe", 0),
     ("flex_olmo", 0),
