@@ -292,7 +292,7 @@ def check(
 
 @app.command()
 def presets(
-    search: Annotated[str, typer.Option(help="Words that a preset must hold.")] = "",
+    search: Annotated[str, typer.Option(help="Words: name, maker, family, size, mixer.")] = "",
     as_json: Json = False,
     markdown: Markdown = False,
     as_csv: Csv = False,
