@@ -84,18 +84,34 @@ def cpu_layers() -> str:
 @section("families")
 def families() -> str:
     """Return the model types: kinds of block, sizes, what they were checked against."""
-    from moeplan.report.families import family_rows
+    from moeplan.families import FAMILIES, read_config
+    from moeplan.report.families import family_rows, kinds
     from moeplan.units import fmt_count
-    from tests.oracle import is_built
+    from tests.families.checked import flops_checked, small_config, tensors_checked
 
     rows = []
     for row in family_rows():
+        name = row["model_type"]
         sizes = [fmt_count(row[key]) if key in row else "" for key in ("total", "active")]
-        kinds = ["; ".join(row[key]) for key in ("mixers", "feed_forward")]
-        checked = "transformers" if is_built(row["model_type"]) else "published counts"
-        rows.append([f"`{row['model_type']}`", *kinds, row["preset"], *sizes, checked])
-    header = ["model type", "mixers", "feed-forward", "preset", "total", "active", "checked"]
-    return table(header, rows)
+        parts = row["mixers"], row["feed_forward"]
+        if FAMILIES[name] == "wrappers.wrapped":
+            parts = ["of the text part"], ["of the text part"]
+        elif not row["preset"] and (small := small_config(name)):
+            parts = kinds(read_config(small, name))
+        words = ["; ".join(part) for part in parts]
+        checks = [tensors_checked(name), flops_checked(name)]
+        rows.append([f"`{name}`", *words, row["preset"], *sizes, *checks])
+    header = ["model type", "mixers", "feed-forward", "preset", "total", "active"]
+    return table([*header, "tensors", "FLOPs"], rows)
+
+
+@section("differences")
+def differences() -> str:
+    """Return where transformers differs from the published model, with the reason."""
+    from tests.families.checked import DIFFERENCES
+
+    rows = [[f"`{name}`", words] for name, words in sorted(DIFFERENCES.items())]
+    return table(["model type", "what differs"], rows)
 
 
 # One preset of each kind of mixer, with the kind in words.

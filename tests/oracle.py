@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pytest
@@ -32,15 +33,15 @@ __all__ = [
 
 # model_type in the file -> what transformers calls the same architecture
 ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
-# Words that transformers uses for another architecture ("ernie" is a BERT there).
-FOREIGN = frozenset(("ernie",))
+# Words that transformers uses for another architecture: "ernie" is a BERT, "git" reads images.
+FOREIGN = frozenset(("ernie", "git"))
 # Wrappers whose conversion table only fits the whole model; others build their text model.
 WHOLE = frozenset(("gemma4", "llama4", "qwen4_exp"))
 OTHER_PARTS = re.compile(
     r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
     r"audio_tower|talker|code2wav|vit_large_projector|patch_merge_mlp|projector|sam_model|"
     r"qwen2_model|patch_merger|pre_mm_projector_norm|vision_language_adapter|"
-    r"vision_adapter|vision_projection)\.|(^|\.)(image_newline|view_seperator)$"
+    r"vision_adapter|vision_projection|resampler_model|audio|mm_projector)\.|(^|\.)(image_newline|view_seperator)$"
 )
 # Prefixes of older files that the tables put before newer ones on the way back.
 OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
@@ -60,9 +61,37 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     ),
     "aria": LLAVA,
     "deepseek_ocr2": OLDER,
+    "diffusion_gemma": (
+        (
+            r"^model\.encoder\.language_model\.(?!.*layer_scalar)",
+            "model.decoder.",
+            "the two share these tensors, and saved files have them once, as the decoder's",
+        ),
+    ),
+    "ernie4_5_vl_moe": ((r"^model\.language_model\.model\.", "model.", "the same"),),
     "gemma4": OLDER,
     "glm4v_moe": OLDER,
     "glm5_next": OLDER,
+    **dict.fromkeys(("internvl", "llava", "llava_next", "llava_onevision"), LLAVA),
+    "kimi_k25": (
+        *LLAVA,
+        (
+            r"^language_model\.model\.blocks\.",
+            "language_model.model.layers.",
+            "a word of the tower",
+        ),
+    ),
+    **dict.fromkeys(("lfm2_vl", "ovis2"), OLDER),
+    "inkling2": ((r"^model\.llm\.model\.llm\.", "model.llm.", "a prefix that comes twice"),),
+    "inkling_mm_model": (
+        (
+            r"^model\.language_model\.model\.embed_tokens\.embed_norm\.",
+            "model.llm.embed_norm.",
+            "the same",
+        ),
+        (r"^model\.language_model\.model\.embed_tokens\.", "model.llm.embed.", "the same"),
+        (r"^model\.language_model\.model\.", "model.llm.", "the same"),
+    ),
     "minimax_m3_vl": LLAVA,
     "mistral3": LLAVA,
     "mistral_large4": (
@@ -74,6 +103,9 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "qwen3_omni_moe": THINKER,
     "qwen3_omni_moe_thinker": THINKER,
     "qwen3_vl_moe": OLDER,
+    "qwen4_exp": (
+        (r"^model\.language_model\.model\.language_model\.", "model.language_model.", "the same"),
+    ),
     "unlimited_ocr": OLDER,
     "step3p7": ((r"^model\.language_model\.model\.", "model.", "the same"),),
     "kimi_linear": (
@@ -139,6 +171,8 @@ def ours(spec: ModelSpec, *, mtp: bool = False) -> tuple[dict[str, Tensor], list
         for block in group.blocks:
             for weight in block.weights():
                 tensor = _evaluated(weight, block)
+                if not tensor.copies:
+                    continue
                 for name in group.tensor_names(weight):
                     if name in found:
                         faults.append(f"{name} is listed twice")
@@ -209,6 +243,8 @@ def _theirs(text: str) -> dict[str, Tensor]:
             if OTHER_PARTS.search(name) or (released := _released(config, name)) is None:
                 continue
             of = tied and _released(config, tied)
+            if of == released:  # one tensor under two names that the released files have once
+                continue
             if re.search(TURNED.get(config["model_type"], "$^"), name):
                 shape = (shape[0], shape[2], shape[1])
             out[released] = Tensor(shape, _copies(config, name, copies), buffer, of)
@@ -266,11 +302,12 @@ def _build(config: dict[str, Any]) -> Any:
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
         AutoModelForSeq2SeqLM,
+        AutoModelForTokenClassification,
     )
 
     read = their_config(config)
     kinds: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    kinds = (*kinds, AutoModelForMultimodalLM)
+    kinds = (*kinds, AutoModelForMultimodalLM, AutoModelForTokenClassification)
     if read.is_encoder_decoder:
         kinds = (AutoModelForSeq2SeqLM,)
     if config["model_type"] in WHOLE:
@@ -284,7 +321,7 @@ def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], i
     shapes: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, value in tensors.items():
         folded, expert = name, -1
-        if match := re.search(r"\bexperts\.(?:expert_)?(\d+)\.", name):
+        if match := re.search(r"(?:\bexperts\.(?:expert_)?|embedding\.shard_)(\d+)\.", name):
             folded = name[: match.start(1)] + "{e}" + name[match.end(1) :]
             expert = int(match[1])
         shapes.setdefault(folded, {})[expert] = tuple(value.shape)
@@ -292,8 +329,14 @@ def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], i
     for name, by_expert in shapes.items():
         places = [0] if -1 in by_expert else sorted(by_expert)
         assert places == list(range(len(by_expert))), f"{name}: experts {sorted(by_expert)}"
-        (shape,) = set(by_expert.values())
-        out[name] = shape, len(by_expert)
+        # experts of a second kind are numbered behind those of the first
+        runs = [
+            (shape, len(list(run)))
+            for shape, run in groupby(by_expert[p] for p in sorted(by_expert))
+        ]
+        assert len(runs) <= 2, f"{name}: {runs}"
+        for (shape, number), mark in zip(runs, ("{e}", "{e+}"), strict=False):
+            out[name.replace("{e}", mark)] = shape, number
     return out
 
 

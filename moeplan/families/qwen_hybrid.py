@@ -21,7 +21,7 @@ from moeplan.model.ops import Block
 from moeplan.model.spec import Group, ModelSpec
 from moeplan.quantity import Quantity
 
-__all__ = ["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"]
+__all__ = ["STACKED", "delta_net", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"]
 
 LINEAR, FULL = "linear attention", "full attention"
 TEXT = "model.language_model."
@@ -34,7 +34,8 @@ STACKED = ExpertNames(
 )
 
 
-def _delta_net(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> GatedDeltaNet:
+def delta_net(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> GatedDeltaNet:
+    """The gated delta rule from Qwen3-Next's keys; layout: of the checkpoint's projections."""
     keys = c.int("linear_num_key_heads", default=16, symbol="Hk")
     values = c.int("linear_num_value_heads", default=32, symbol="Hv")
     if values.value % keys.value:
@@ -78,7 +79,7 @@ def _mixers(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> 
         gate=True,
     )
     full = rotated(c, full, 0.25)
-    return {FULL: full, LINEAR: _delta_net(c, hidden, layout)}
+    return {FULL: full, LINEAR: delta_net(c, hidden, layout)}
 
 
 def qwen3_next(c: Config) -> ModelSpec:

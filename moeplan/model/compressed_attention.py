@@ -51,6 +51,12 @@ class CompressedAttention(Block):
     prefix: str = "attn."
 
     @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        kinds = {"window": "window", "csa": "picked by indexer", "hca": "heavily compressed"}
+        return f"compressed keys, {kinds[self.kind]}"
+
+    @property
     def _series(self) -> int:
         return 2 if self.kind == "csa" else 1
 

@@ -72,6 +72,12 @@ class LatentAttention(Block):
     prefix: str = "self_attn."
     names: LatentNames = field(default_factory=LatentNames)
 
+    @property
+    def label(self) -> str:
+        """Multi-latent attention, what it sees, and whose latents."""
+        scope = "" if self.W is None else ", window"
+        return "multi-latent" + scope + (", shared latents" if self.shares_kv else "")
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: computed (query, key) pairs per sequence; K: keys that the pass reads."""
         limit = {} if self.W is None else {"window": "W"}

@@ -135,6 +135,7 @@ def _experts(own: Divided, moe: MoE, net: Network, formats: ExchangeFormats) -> 
         symbols["k"],
         d.ep,
         inside,
+        real=symbols.get("r"),
         n_group=moe.routing.groups,
         topk_group=moe.routing.group_limit,
         rule=moe.routing.group_score if moe.routing.groups > 1 else "uniform",

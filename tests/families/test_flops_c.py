@@ -185,15 +185,15 @@ def own(counts: dict[str, int], module: str) -> int:
     return counts[module] - sum(inside)
 
 
-@pytest.mark.parametrize(
-    ("family", "i", "child"),
-    [
-        ("nemotron_h", 0, "in_proj"),
-        ("nemotron_h", 1, "in_proj"),
-        ("kimi_linear", -1, "forget_gate"),
-        ("kimi_linear", 0, "forget_gate"),
-    ],
-)
+SCANS = [
+    ("nemotron_h", 0, "in_proj"),
+    ("nemotron_h", 1, "in_proj"),
+    ("kimi_linear", -1, "forget_gate"),
+    ("kimi_linear", 0, "forget_gate"),
+]
+
+
+@pytest.mark.parametrize(("family", "i", "child"), SCANS)
 def test_all_but_the_scan(family: str, i: int, child: str) -> None:
     """transformers' fallbacks of these scans are element-wise: everything else is compared."""
     config = case(family, i)
