@@ -302,8 +302,8 @@ def start(device: str) -> None:
     if cuda:
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(own)
-    how = {"timeout": timedelta(seconds=120), "device_id": own}
-    dist.init_process_group("nccl" if cuda else "gloo", **how)
+    timeout = timedelta(seconds=120)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=own)
 
 
 def _show(document: dict[str, Any], options: argparse.Namespace) -> None:
