@@ -102,5 +102,5 @@ def load_model(model: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a text names a file or folder, rather than a preset."""
+    """Whether a model's name is a path; else it is a preset's."""
     return text.endswith(".json") or "/" in text or "\\" in text or text in (".", "..")

@@ -82,15 +82,20 @@ class Chosen:
             out += self.prefill.values["world"] * self.prefill_instances
         return int(out)
 
+    @property
+    def pooled(self) -> bool:
+        """Whether several instances share the cluster; else one layout fills it."""
+        return self.instances > 1 or self.prefill is not None
+
     def machine(self) -> Cluster:
-        """The cluster. `UserError` where a training does not fill it, or instances do not fit."""
+        """The cluster. `UserError` where the instances need more GPUs than it has."""
         from moeplan.cluster.hardware import cluster
 
         found = cluster(self.cluster)
-        held = found.gpus.value
-        if self.gpus > held or (self.training and self.gpus < held):
+        if self.pooled and self.gpus > found.gpus.value:
             raise UserError(
-                f"plan: {self._product()} = {self.gpus} GPUs, and cluster {self.cluster} has {held}"
+                f"plan: {self._product()} = {self.gpus} GPUs, and cluster {self.cluster} has "
+                f"{found.gpus.value}"
             )
         return found
 
@@ -99,10 +104,7 @@ class Chosen:
         counts = (self.instances, self.prefill_instances)
         for layout, count in zip(self.layouts, counts, strict=False):
             v = layout.values
-            parts.append(
-                f"{count} x " * (not self.training)
-                + f"tp*cp*pp*dp = {v['tp']}*{v['cp']}*{v['pp']}*{v['dp']}"
-            )
+            parts.append(f"{count} x tp*cp*pp*dp = {v['tp']}*{v['cp']}*{v['pp']}*{v['dp']}")
         return " + ".join(parts)
 
     def document(self) -> dict[str, Any]:
@@ -153,12 +155,13 @@ class Chosen:
         if isinstance(self.job, TrainingJob):
             return training_answer(spec, self.layout, machine, self.job)
         trees = [
-            serving_answer(spec, x, machine, self.job, x.values["world"]) for x in self.layouts
+            serving_answer(spec, x, machine, self.job, x.values["world"] if self.pooled else None)
+            for x in self.layouts
         ]
         out = trees[0]
         if self.prefill is not None:
             out["prefill"] = trees[1]
-        if self.instances > 1 or self.prefill is not None:
+        if self.pooled:
             out["pool"] = self._pool(self.job, trees[0], trees[-1])
         return out
 

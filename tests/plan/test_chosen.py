@@ -165,8 +165,11 @@ def test_no_file_and_no_place_to_write(tmp_path):
 
 def test_a_plan_that_does_not_fill_its_cluster_says_the_product(file):
     file.write_text(file.read_text().replace("h100x64", "h100x128"))
-    with pytest.raises(UserError, match=r"tp\*cp\*pp\*dp = 1\*1\*4\*16 = 64 GPUs, and cluster"):
+    with pytest.raises(UserError, match=r"tp\*cp\*pp\*dp = 1\*1\*4\*16 = 64 must be the 128 GPUs"):
         Chosen.load(file).answer()
+    pool = Chosen("mixtral", "h100x8", Layout.parse("tp=8"), ServingJob(), instances=2)
+    with pytest.raises(UserError, match=r"2 x tp\*cp\*pp\*dp = 8\*1\*1\*1 = 16 GPUs, and cluster"):
+        pool.answer()
 
 
 def test_two_pools_serve_what_the_slower_one_does():
