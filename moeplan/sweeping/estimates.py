@@ -17,7 +17,7 @@ from moeplan.quantity import Quantity, Source
 from moeplan.sweeping.answers import Answer, Evaluator, picked
 from moeplan.sweeping.paths import look
 
-__all__ = ["COST_PATHS", "DEFAULT_PATHS", "Estimates", "with_figures"]
+__all__ = ["COST_PATHS", "DEFAULT_PATHS", "FLOOR_PATHS", "Estimates", "with_figures"]
 
 DEFAULT_PATHS = (
     "params.total",
@@ -25,10 +25,15 @@ DEFAULT_PATHS = (
     "flops.forward_per_token",
     "kv_cache.bytes",
     "all_to_all.forward_step.dispatch.sent",
-    "time.prefill.sequential",
-    "time.decode.sequential",
+    "time.prefill.calibrated.expected",
+    "time.prefill.calibrated.band",
+    "time.decode.calibrated.expected",
+    "time.decode.calibrated.band",
 )
 """What is shown where nobody says: those of these that differ between points."""
+
+FLOOR_PATHS = ("time.prefill.sequential", "time.decode.sequential")
+"""What comes with them where figures of the GPU are varied: no calibration knows such a GPU."""
 
 COST_PATHS = (
     "cost.prefill_dollars_per_million_tokens.sequential",
