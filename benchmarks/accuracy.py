@@ -24,8 +24,9 @@ from moeplan.calibration.calibrate import calibrate
 from moeplan.calibration.collectives import left_out, read_collectives
 from moeplan.calibration.errors import errors_of
 from moeplan.calibration.fit import groups
-from moeplan.calibration.points import Points, read_points
+from moeplan.calibration.points import Points
 from moeplan.calibration.predict import Predicted, predict
+from moeplan.calibration.reader import read_points
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 

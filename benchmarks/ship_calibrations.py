@@ -25,7 +25,7 @@ from moeplan.calibration.collectives import (
     read_collectives,
 )
 from moeplan.calibration.optime import device_of
-from moeplan.calibration.points import read_points
+from moeplan.calibration.reader import read_points
 from moeplan.calibration.store import FOLDER, Calibration, OpFit, save
 from moeplan.cluster.hardware import cluster, gpu
 from moeplan.model.routing import expected_distinct

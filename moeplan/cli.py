@@ -124,15 +124,12 @@ def estimate(
     price: Price = None,
     draft: Draft = None,
     acceptance: Acceptance = None,
-    expected: Annotated[
-        bool, typer.Option("--expected", help="Calibrated times with their error band too.")
-    ] = False,
     detail: Annotated[bool, typer.Option(help="Layers, kept activations and op rows too.")] = False,
     as_json: Json = False,
     markdown: Markdown = False,
     as_csv: Csv = False,
 ) -> None:
-    """Parameters, FLOPs, memory, all-to-all traffic, floor time and cost of one model."""
+    """Parameters, FLOPs, memory, all-to-all traffic, expected time and cost of one model."""
     from moeplan import api
     from moeplan.report.estimate_tables import estimate_tables
 
@@ -147,7 +144,7 @@ def estimate(
     if output == "json":
         print(result.to_json())
     else:
-        _show(estimate_tables(result, expected=expected, detail=detail), output)
+        _show(estimate_tables(result, detail=detail), output)
 
 
 @app.command()

@@ -35,8 +35,8 @@ def predict(
     Where the file holds measured times (latency_ms), the errors by regime go to standard error.
     """
     from moeplan.calibration.derived import for_gpu
-    from moeplan.calibration.points import read_points
     from moeplan.calibration.predict import form_of, predict, write_predicted
+    from moeplan.calibration.reader import read_points
     from moeplan.calibration.store import calibration as load
 
     if calibration is not None and gpu is not None:
@@ -69,7 +69,7 @@ def calibrate(
 ) -> None:
     """Fit op times to measured points and show the errors on points that the fit did not see."""
     from moeplan.calibration.calibrate import calibrate
-    from moeplan.calibration.points import read_points
+    from moeplan.calibration.reader import read_points
     from moeplan.calibration.records import calibrate_records
     from moeplan.calibration.store import save
     from moeplan.report.calibration import errors_table

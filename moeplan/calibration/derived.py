@@ -15,7 +15,7 @@ from moeplan.calibration.optime import Device, device_of
 from moeplan.calibration.store import Calibration, OpFit, calibration, names
 from moeplan.cluster.hardware import gpu
 
-__all__ = ["carried", "for_gpu", "in_format"]
+__all__ = ["carried", "for_gpu", "in_format", "weight_only"]
 
 WIDER = 2.0
 BITS = {"bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4}
@@ -33,14 +33,20 @@ def carried(found: Calibration, device: Device) -> Calibration:
 def in_format(found: Calibration, peak: float, bits: int) -> Calibration:
     """A matmul calibration for operands of `bits` bits at a peak of `peak` FLOP/s.
 
-    Bytes shrink with the bits of an element, so the memory rates grow by as much; activations that
-    stay wider are not told apart.
+    Matrix rates, and those at which operands come from cache, grow with the peak. What a weight
+    takes in memory is the points' to say (`weight_bytes`).
     """
-    ratio = 16 / bits
-    why = f"{found.name}, at a peak of {peak:.4g} FLOP/s and with elements of {bits} bits"
-    moved = _scaled(found, peak / found.device.matrix, ratio, why)
-    device = replace(found.device, matrix=peak, memory=found.device.memory * ratio)
+    why = f"{found.name}, at a peak of {peak:.4g} FLOP/s and with operands of {bits} bits"
+    moved = _scaled(found, peak / found.device.matrix, 1.0, why)
+    device = replace(found.device, matrix=peak)
     return replace(moved, name=f"{found.name} in {bits} bits", device=device)
+
+
+def weight_only(found: Calibration, number_format: str) -> Calibration:
+    """A matmul calibration where only weights are stored in fewer bits, which the GPU has no units
+    for: kernels widen them and multiply as before."""
+    why = f"{found.name}, with weights in {number_format} that are widened to bf16 on the way"
+    return replace(_scaled(found, 1.0, 1.0, why), name=f"{found.name}, {number_format} weights")
 
 
 def _scaled(found: Calibration, matrix: float, memory: float, why: str) -> Calibration:
@@ -61,8 +67,8 @@ def _scaled(found: Calibration, matrix: float, memory: float, why: str) -> Calib
 def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]:
     """For each kind of op the calibration of a GPU: its own, or one carried over from another.
 
-    `name` is what `--gpu` takes; `number_format` that of the matmuls' operands (bf16 where the GPU
-    has no unit for it). Raises UserError for an unknown GPU.
+    `name` is what `--gpu` takes; `number_format` that of the matmuls' operands, of their weights
+    only where the GPU has no unit for it. Raises UserError for an unknown GPU.
     """
     card = gpu(name)
     device = device_of(card)
@@ -74,9 +80,11 @@ def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]
         for kind in found.fits:
             out.setdefault(kind, found)
     bits = BITS.get(number_format, 16)
-    if bits < 16 and number_format in card.peaks:
-        peak = float(card.peaks[number_format].value)
-        for kind in ("moe", "gemm", "grouped"):
-            if kind in out:
+    for kind in ("moe", "gemm", "grouped"):
+        if kind in out and bits < 16:
+            if number_format in card.peaks:
+                peak = float(card.peaks[number_format].value)
                 out[kind] = in_format(out[kind], peak, bits)
+            else:
+                out[kind] = weight_only(out[kind], number_format)
     return out

@@ -70,7 +70,8 @@ def fit(model: OpModel, points: Points, device: Device) -> Fit:
 
     def residuals(x: _Array) -> _Array:
         trial = {**kept, **_constants(free, x)}
-        return np.log(model.seconds(features, trial)) - target
+        found: _Array = np.log(model.seconds(features, trial)) - target
+        return found
 
     x = _search(residuals, np.array([_to_free(c, _start(c)) for c in free.values()]))
     found = {**kept, **_constants(free, x)}

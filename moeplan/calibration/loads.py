@@ -4,13 +4,14 @@ A grouped matmul runs whole tiles, so its time depends on Σ_e ⌈m_e / BM⌉ an
 distributions of T·k rows over E experts, in contiguous ranks of E/ep experts:
 
 - ``balanced``: token i takes experts i + j·⌈E/k⌉ (round robin); exact.
-- ``uniform``: every token takes k experts at random: each m_e is Binomial(T, k/E).
+- ``uniform``: every token takes k experts at random: each m_e is Binomial(T, k/E). On one rank in
+  closed form (`moeplan.calibration.uniform`), on the busiest of several from draws.
 - ``power_law_A``: expert weights with density ∝ x^−A on [1, 0.8·T] ([0.01, 2] where T·k ≤ E), in
   proportion to which the rows are given out, no expert more than T.
 - ``zipf:A``: the r-th most popular expert has weight r^−A, and popularity is in random order.
 
-The last three are sampled with one fixed set of draws for all points, so a point's answer does not
-depend on the points beside it. Of the ranks the busiest counts: the others wait for it.
+What has no closed form is sampled with one fixed set of draws for all points, so a point's answer
+does not depend on the points beside it. Of the ranks the busiest counts: the others wait for it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from moeplan.calibration.uniform import BLOCK_ROWS, Loads, uniform_loads
 from moeplan.errors import UserError, near_miss
+from moeplan.quantity import Number
 
-__all__ = ["BLOCK_ROWS", "Distribution", "Loads", "loads", "loads_of_rows", "parse_distribution"]
-
-BLOCK_ROWS = (16, 32, 64, 128, 256)
-"""Tile heights for which tiles are counted."""
+__all__ = [
+    "BLOCK_ROWS",
+    "Distribution",
+    "Loads",
+    "loads",
+    "loads_of_ranks",
+    "loads_of_rows",
+    "parse_distribution",
+]
 
 _CHUNK = 1 << 18  # sampled rows per expert at work at a time
 
@@ -72,20 +80,6 @@ def parse_distribution(text: str, where: str = "distribution") -> Distribution:
     return Distribution("power_law" if match["power"] else "zipf", exponent)
 
 
-@dataclass(frozen=True)
-class Loads:
-    """Statistics of the busiest rank, one value a point (means over the samples).
-
-    rows: rows of its experts. active: experts with a row. tiles: by tile height, tiles of its
-    experts. all_tiles: the same over every rank's experts.
-    """
-
-    rows: _Array
-    active: _Array
-    tiles: dict[int, _Array]
-    all_tiles: dict[int, _Array]
-
-
 def loads(
     tokens: _Array, experts: _Array, top_k: _Array, ep: _Array, distribution: Sequence[str]
 ) -> Loads:
@@ -100,12 +94,33 @@ def loads(
     for shape in np.unique(points[[1, 3, 4]], axis=1).T:
         at = np.flatnonzero((points[[1, 3, 4]] == shape[:, None]).all(0))
         rule = parse_distribution(str(names[shape[2]]))
+        if rule.kind == "uniform" and shape[1] == 1:
+            T, k = points[0, at].astype(np.float64), points[2, at].astype(np.float64)
+            out[:, at] = _packed(uniform_loads(T, float(shape[0]), k))
+            continue
         samples = 1 if rule.kind == "balanced" else _samples(int(shape[0]))
         step = max(1, _CHUNK // int(samples * shape[0]))
         for start in range(0, at.size, step):
             here = at[start : start + step]
             out[:, here] = _statistics(points[0, here], points[2, here], shape[0], shape[1], rule)
     return _unpack(out[:, place.ravel()])
+
+
+def loads_of_ranks(
+    tokens: Number, experts: Number, top_k: Number, ep: Number, distribution: str
+) -> Loads:
+    """Loads of the busiest of ep ranks, numbers for numbers, without other ranks' tiles."""
+    given = [np.atleast_1d(np.asarray(x, np.float64)) for x in (tokens, experts, top_k, ep)]
+    shape = np.broadcast_shapes(*(x.shape for x in given))
+    T, E, k, n = (np.broadcast_to(np.maximum(np.ceil(x), 1), shape).ravel() for x in given)
+    found = loads(T, E, k, n, [distribution] * T.size)
+    many = any(np.ndim(x) for x in (tokens, experts, top_k, ep))
+
+    def shaped(column: _Array) -> Number:
+        return column.reshape(shape) if many else float(column[0])
+
+    tiles = {block: shaped(column) for block, column in found.tiles.items()}
+    return Loads(shaped(found.rows), shaped(found.active), tiles, tiles)
 
 
 def loads_of_rows(rows: Sequence[Sequence[int]]) -> Loads:
@@ -115,6 +130,10 @@ def loads_of_rows(rows: Sequence[Sequence[int]]) -> Loads:
         counts = np.asarray(histogram, dtype=np.float64)[None, None]
         out[:, i] = _summary(counts, counts)[:, 0]
     return _unpack(out)
+
+
+def _packed(found: Loads) -> _Array:
+    return np.stack([found.rows, found.active, *found.tiles.values(), *found.all_tiles.values()])
 
 
 def _unpack(table: _Array) -> Loads:

@@ -20,6 +20,7 @@ from moeplan.quantity import Quantity, Source
 __all__ = [
     "MODELS",
     "SCHEMA",
+    "TITLES",
     "Calibration",
     "OpFit",
     "bias_sentence",
@@ -32,7 +33,14 @@ SCHEMA = 1
 FOLDER = Path(__file__).parents[1] / "data" / "calibrations"
 Origin: TypeAlias = Literal["measured", "assumed"]
 
-_TITLES = {"moe": "fused MoE ops", "gemm": "dense GEMMs", "grouped": "grouped GEMMs"}
+TITLES = {
+    "moe": "fused MoE ops",
+    "gemm": "dense GEMMs",
+    "grouped": "grouped GEMMs",
+    "bytes": "element-wise ops",
+    "attention": "attention",
+}
+"""What points of each kind are, in words."""
 
 MODELS: Mapping[str, OpModel] = {
     model.kind: model for model in (FusedMoE(), DenseGemm(), GroupedGemm(), Bytes(), Attention())
@@ -179,7 +187,7 @@ def bias_sentence() -> str:
         for kind, fit in calibration(name).fits.items():
             if fit.errors and fit.origin == "measured":
                 off = f"{fit.errors[-1].floor_median:.0%}"
-                parts.append(f"{off} in the median on {_TITLES.get(kind, kind)} ({name})")
+                parts.append(f"{off} in the median on {TITLES[kind]} ({name})")
     return "No calibration: the datasheet's roofline is too fast; it was off by " + ", ".join(parts)
 
 

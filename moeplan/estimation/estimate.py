@@ -22,7 +22,7 @@ from moeplan.quantity import Later, Quantity, plain
 
 __all__ = ["SCHEMA_VERSION", "Estimate"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class Estimate:
@@ -78,9 +78,18 @@ class Estimate:
             out.append(
                 {"symbol": "", "value": None, "unit": "", "why": self.spec.checkpoint.source}
             )
-        reasons = [*self._left_open(), *self.spec.notes, *self._beyond()]
+        reasons = [*self._timed(), *self._left_open(), *self.spec.notes, *self._beyond()]
         out += [{"symbol": "", "value": None, "unit": "", "why": why} for why in reasons]
         return out
+
+    def _timed(self) -> list[str]:
+        """What expected times rest on besides measurements of this GPU, once they are looked at."""
+        found: dict[str, None] = {}
+        for name in sections.PASSES:
+            calibrated = self.tree["time"][name]["calibrated"]
+            if calibrated.made and calibrated() is not None:
+                found |= dict.fromkeys(calibrated()["assumed"])
+        return list(found)
 
     def _left_open(self) -> list[str]:
         """Formats and names that the user did not choose, in one line."""
@@ -116,11 +125,6 @@ class Estimate:
         yield from (self.gpu.memory_bytes, self.gpu.memory_bandwidth, *self.gpu.peaks.values())
         if self.tree["cost"] is not None:
             yield self.tree["cost"]["dollars_per_gpu_hour"]
-        for name in sections.PASSES:
-            calibrated = self.tree["time"][name]["calibrated"]
-            if calibrated.made and calibrated() is not None:  # counts once it has been looked at
-                for bound in ("lower", "expected", "upper"):
-                    yield from calibrated()[bound].assumptions()
         if self.tree["speculation"] is not None:
             yield self.tree["speculation"]["acceptance"]
 

@@ -210,15 +210,17 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu, stored: StoredTensors) -> dict[
                 for bound in BOUNDS
             },
             **found,
-            "calibrated": Later(partial(_calibrated, spec, work, gpu)),
+            "calibrated": Later(partial(_calibrated, spec, work, gpu, stored)),
         }
     return out
 
 
-def _calibrated(spec: ModelSpec, work: Workload, gpu: Gpu) -> dict[str, Any] | None:
-    from moeplan.estimation.expected import expected  # loads numpy and the fits: only when asked
+def _calibrated(
+    spec: ModelSpec, work: Workload, gpu: Gpu, stored: StoredTensors
+) -> dict[str, Any] | None:
+    from moeplan.estimation.expected import expected  # loads the fits: only when asked
 
-    return expected(spec, work, gpu)
+    return expected(spec, work, gpu, stored)
 
 
 def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
@@ -235,7 +237,7 @@ def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
 
 
 def cost(s: Scenario, gpu: Gpu, seconds: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Dollars per million tokens at the floor; None where no price of the GPU is known."""
+    """Dollars per million tokens at the floor and the expected time; None without a known price."""
     found = hourly_price(s, gpu)
     if found is None:
         return None
@@ -256,5 +258,19 @@ def cost(s: Scenario, gpu: Gpu, seconds: Mapping[str, Any]) -> dict[str, Any] | 
                 tokens=section["tokens"],
             )
             for bound in BOUNDS
-        }
+        } | {"expected": Later(partial(_expected_cost, per_hour, section))}
     return out
+
+
+def _expected_cost(per_hour: Quantity, section: Mapping[str, Any]) -> Quantity | None:
+    """Dollars per million tokens at the expected time; None without a calibration."""
+    calibrated = section["calibrated"]()
+    if calibrated is None:
+        return None
+    return derive(
+        "price/3600*seconds/tokens*1000000",
+        "$",
+        price=per_hour,
+        seconds=calibrated["expected"],
+        tokens=section["tokens"],
+    )

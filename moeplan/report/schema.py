@@ -255,8 +255,13 @@ class Calibrated(_Section):
     upper: Number
     band: Number
     """Half the width in parts of the expected time."""
+    tokens_per_second: Number
+    measured: Number
+    """Part of the expected time that comes from ops measured on this GPU."""
     origin: str
     calibrations: list[str]
+    assumed: list[str]
+    """What the rest of the time rests on."""
     outside: list[str]
     rows: list[CalibratedRow]
 
@@ -294,11 +299,13 @@ class Time(_Section):
 
 
 class Dollars(_Section):
-    """Dollars per million tokens at the floor."""
+    """Dollars per million tokens at the floor, and at the expected time."""
 
     lower: Number
     sequential: Number
     upper: Number
+    expected: Number | None
+    """Null where no calibration knows the GPU."""
 
 
 class Cost(_Section):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy, whole_model
-from moeplan.calibration.points import read_points
 from moeplan.calibration.predict import coverage, predict
+from moeplan.calibration.reader import read_points
 from moeplan.calibration.store import calibration
 
 
