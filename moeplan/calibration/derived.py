@@ -2,7 +2,8 @@
 
 Rates of the tensor cores and of the caches beside them go with the peak rate, memory rates and the
 bytes in flight with the memory bandwidth; fixed costs stay. The result is labelled assumed, and
-its band is that of the origin squared: kernels that are tuned for one chip reach less on another.
+its band is that of the origin squared (to the power of 1.5 for another number format): kernels that
+are tuned for one chip reach less on another.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from moeplan.cluster.hardware import gpu
 
 __all__ = ["carried", "for_gpu", "in_format", "weight_only"]
 
-WIDER = 2.0
+WIDER, FORMAT_WIDER = 2.0, 1.5
+"""Exponents on the band: for another GPU, and for another number format."""
 BITS = {"bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4}
 
 
 def carried(found: Calibration, device: Device) -> Calibration:
     """A calibration for another device, by the ratio of the datasheets' rates."""
     why = f"{found.name}, times the ratio of datasheet rates of {device.id} and {found.device.id}"
-    moved = _scaled(
-        found, device.matrix / found.device.matrix, device.memory / found.device.memory, why
-    )
+    matrix, memory = device.matrix / found.device.matrix, device.memory / found.device.memory
+    moved = _scaled(found, matrix, memory, WIDER, why)
     return replace(moved, name=f"{device.id} from {found.name}", device=device)
 
 
@@ -37,7 +38,7 @@ def in_format(found: Calibration, peak: float, bits: int) -> Calibration:
     takes in memory is the points' to say (`weight_bytes`).
     """
     why = f"{found.name}, at a peak of {peak:.4g} FLOP/s and with operands of {bits} bits"
-    moved = _scaled(found, peak / found.device.matrix, 1.0, why)
+    moved = _scaled(found, peak / found.device.matrix, 1.0, FORMAT_WIDER, why)
     device = replace(found.device, matrix=peak)
     return replace(moved, name=f"{found.name} in {bits} bits", device=device)
 
@@ -46,17 +47,20 @@ def weight_only(found: Calibration, number_format: str) -> Calibration:
     """A matmul calibration where only weights are stored in fewer bits, which the GPU has no units
     for: kernels widen them and multiply as before."""
     why = f"{found.name}, with weights in {number_format} that are widened to bf16 on the way"
-    return replace(_scaled(found, 1.0, 1.0, why), name=f"{found.name}, {number_format} weights")
+    moved = _scaled(found, 1.0, 1.0, FORMAT_WIDER, why)
+    return replace(moved, name=f"{found.name}, {number_format} weights")
 
 
-def _scaled(found: Calibration, matrix: float, memory: float, why: str) -> Calibration:
+def _scaled(
+    found: Calibration, matrix: float, memory: float, wider: float, why: str
+) -> Calibration:
     ratio = {"matrix": matrix, "memory": memory, "none": 1.0}
 
     def scaled(fit: OpFit) -> OpFit:
         known = fit.model.constants
         constants = {n: v * ratio[known[n].scale] for n, v in fit.constants.items()}
         return replace(
-            fit, constants=constants, origin="assumed", widen=fit.widen * WIDER, note=why
+            fit, constants=constants, origin="assumed", widen=fit.widen * wider, note=why
         )
 
     fits = {kind: scaled(fit) for kind, fit in found.fits.items()}

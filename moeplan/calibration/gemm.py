@@ -71,6 +71,8 @@ class DenseGemm:
     def prepare(self, points: Points, device: Device) -> Features:
         """FLOPs and bytes, and of every tile and split its waves and loads."""
         m, n, k = (real(points[name]) for name in ("m", "n", "k"))
+        weights = points.columns.get("weight_bytes", ELEMENT)
+        own = ELEMENT * (m * k + m * n) + weights * n * k
         choices = [
             _choice(m, n, k, tile, split, device)
             for tile in CUBLAS_TILES
@@ -79,8 +81,7 @@ class DenseGemm:
         return {
             "m": m,
             "narrow": smaller(n, k) < NARROW,
-            "bytes": ELEMENT * (m * k + m * n)
-            + points.columns.get("weight_bytes", ELEMENT) * n * k,
+            "bytes": points.columns.get("moved", own),
             "flops": 2 * m * n * k,
             "units": device.multiprocessors,
             "choices": choices,

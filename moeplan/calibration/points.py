@@ -39,14 +39,15 @@ element-wise op, gather or selection reads and writes, in how many kernels."""
 
 OPTIONAL: Mapping[Kind, tuple[str, ...]] = {
     "moe": ("gated", "weight_on_input", "weight_bytes"),
-    "gemm": ("weight_bytes",),
+    "gemm": ("weight_bytes", "moved"),
     "grouped": ("distribution", "topk", "weight_bytes"),
     "bytes": (),
     "attention": (),
 }
 """Columns that points of a kind may have. gated: two input matrices (SwiGLU and its kin), 1 or 0.
 weight_on_input: the router's weight multiplies an expert's input (Llama 4). weight_bytes: of an
-element of the weights as stored, 2 without it."""
+element of the weights as stored, 2 without it. moved: bytes of operands and result, where they are
+not those of the shape."""
 
 
 @dataclass(frozen=True)

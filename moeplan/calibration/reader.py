@@ -22,7 +22,7 @@ _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 LATENCY = "latency_ms"
 _TEXTS = ("distribution",)
 _FLAGS = ("gated", "weight_on_input")
-_FRACTIONS = ("weight_bytes",)
+_FRACTIONS = ("weight_bytes", "moved")
 _READABLE: tuple[Kind, ...] = ("moe", "gemm")
 _LARGEST = 2**40
 

@@ -16,7 +16,7 @@ from moeplan.cluster.network import Network
 from moeplan.model.ops import Kept, Op
 from moeplan.parallel.divide import Divided, OwnRow
 from moeplan.parallel.jobs import TrainingJob
-from moeplan.parallel.optime import Roofline, RowTimes, Work
+from moeplan.parallel.optime import RowTimes, Seconds, Work
 from moeplan.parallel.stages import Piece
 from moeplan.parallel.traffic import ACTIVATION_BYTES, ExchangeFormats, Message, messages
 from moeplan.quantity import Quantity, Source
@@ -67,13 +67,17 @@ def dropped(kept: Kept, layout: Layout) -> bool:
 
 @dataclass(frozen=True)
 class RowCost:
-    """Seconds of a row of one layer: forward, gradients of inputs and of weights."""
+    """Seconds of a row of one layer: forward, gradients of inputs and of weights, and again where
+    it is recomputed. lower, upper: of all of these together, at the ends of their bands.
+    """
 
     name: str
     forward: Any
     input_gradient: Any
     weight_gradient: Any
     again: Any
+    lower: Any
+    upper: Any
 
 
 @dataclass
@@ -127,13 +131,31 @@ class Coster:
             "moved + 2*each*weights", "B", moved=moved, each=self.gradient_bytes, weights=held
         )
         forward = self._seconds(row, through, formed)
+        passes = 1 + (2 if not weighted else 1) + (1 if again else 0)
         if not weighted:
-            twice = calc("2*forward", "s", forward=forward)
-            return RowCost(row.op.name, forward, twice, 0, forward if again else 0)
-        into = self._seconds(row, gradients, formed)
-        return RowCost(row.op.name, forward, forward, into, forward if again else 0)
+            back = 2.0
+            if row.op.kind == "attention":
+                back = self.times.attention_backward
+                passes += back - 2
+            into = None
+            backward = calc(f"{back:g}*forward", "s", forward=forward.expected)
+        else:
+            into = self._seconds(row, gradients, formed)
+            backward = forward.expected
+        bounds = (
+            calc(f"{passes:g}*forward + into", "s", forward=a, into=0 if b is None else b)
+            for a, b in ((forward.lower, into and into.lower), (forward.upper, into and into.upper))
+        )
+        return RowCost(
+            row.op.name,
+            forward.expected,
+            backward,
+            0 if into is None else into.expected,
+            forward.expected if again else 0,
+            *bounds,
+        )
 
-    def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Any:
+    def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Seconds:
         gemm = row.op.gemm
         shape = tuple(row.scope(side) for side in gemm) if gemm is not None else None
         work = Work(
@@ -144,6 +166,7 @@ class Coster:
             number_format,
             shape,
             row.scope(row.op.groups),
+            row.scope("E") if row.op.kind == "grouped_linear" else 1,
         )
         return self.times.seconds(work, explained=self.own.degrees.explained)
 
@@ -164,8 +187,8 @@ class Coster:
 
     def _wait(self, n: dict[str, Any], moes: int) -> None:
         """What a fitted stack adds to its kernels' time: gaps, and the host's part."""
-        stack = self.times.stack if isinstance(self.times, Roofline) else None
-        if stack is None or (stack.busy == 1 and not stack.host):
+        stack = self.times.stack
+        if stack.busy == 1 and not stack.host:
             return
         source = Source("assumed", f"stack {stack.name}: {stack.source}")
         busy = Quantity.given(stack.busy, "", "busy", source)
@@ -231,8 +254,10 @@ class Coster:
         def summed(pick: str) -> Any:
             return add({f"{r.name} {i}": getattr(r, pick) for i, r in enumerate(rows)}, "s")
 
-        names = ("forward", "again", "input_gradient", "weight_gradient")
-        forward, again, inputs, wgrad = (self._slowed(summed(name), sent) for name in names)
+        names = ("forward", "again", "input_gradient", "weight_gradient", "lower", "upper")
+        forward, again, inputs, wgrad, least, most = (
+            self._slowed(summed(name), sent) for name in names
+        )
         backward = calc("inputs + weights", "s", inputs=inputs, weights=wgrad)
         full = self.layout.recompute == "full"
         groups = {"tp": ("tp", "etp"), "ep": ("ep",), "cp": ("cp",)}
@@ -254,10 +279,10 @@ class Coster:
         links = {x: _sent(sent, x, full) for x in ("up", "out")}
         return {
             "lower": calc(
-                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
+                "max(work, sent)", "s", work=least, sent=add(dict(enumerate_(lower)), "s")
             ),
             "time": calc("work + tp + ep + cp", "s", work=work, **parts),
-            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
+            "upper": calc("work + sent", "s", work=most, sent=add(dict(enumerate_(upper)), "s")),
             "backward": calc(
                 "backward + again + sent", "s", backward=backward, again=again, sent=back
             ),
