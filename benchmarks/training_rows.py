@@ -35,7 +35,7 @@ MODELS = {
     "Nemotron_3_Nano": "nemotron-3-nano-30b-a3b",
 }
 SYSTEMS = {"DGX-H100": "h100", "DGX-B200": "b200"}
-STACKS = ("kernels", "megatron-bridge")
+STACKS = ("kernels", "calibrated", "megatron-bridge")
 
 
 def layout_of(row: dict[str, str]) -> Layout:

@@ -15,6 +15,7 @@ from moeplan.arrays import is_array, larger, np, real
 from moeplan.calc import value
 from moeplan.calibration.band import banded
 from moeplan.calibration.derived import for_gpu
+from moeplan.calibration.fabric import fabric_of
 from moeplan.calibration.moe import grouped_features, grouped_seconds
 from moeplan.calibration.points import Kind, Points
 from moeplan.calibration.store import TITLES, Calibration
@@ -35,7 +36,7 @@ class CalibratedTimes:
     attention_backward = 2.5  # it computes the scores again
 
     def __init__(self, gpu: Gpu, stack: Stack) -> None:
-        self.gpu, self.stack = gpu, stack
+        self.gpu, self.stack, self.fabric = gpu, stack, fabric_of(gpu)
         self.calibrations = cache(partial(for_gpu, gpu.id))
         self.used: dict[tuple[Kind, str], Calibration] = {}
         self._known: dict[Work, Seconds] = {}  # of single rows: layouts share most of them
@@ -95,7 +96,7 @@ class CalibratedTimes:
             low, high = fit.band("all")
             about = f"{TITLES[kind]}: {name}, {fit.origin}, {low - 1:+.0%} to {high - 1:+.0%}"
             out[about] = fit.note or used.source
-        return out
+        return out if self.fabric is None else {**out, **self.fabric.sources()}
 
 
 def _kind(work: Work) -> Kind:

@@ -33,11 +33,11 @@ class Inference:
         if job.weights is not None:
             spec = replace(spec, checkpoint=spec.checkpoint.stored_as(job.weights))
         self.spec, self.cluster, self.job = spec, cluster, job
-        self.net = Network.of(cluster)
         self.pieces = Pieces(spec, mtp=plain(job.draft) is not None and _any(job.draft))
         self.stored: LayerBytes = layer_bytes(spec)
         self.times = times or row_times(cluster.gpu, job.stack)
         self.stack = self.times.stack
+        self.net = Network.of(cluster, self.times.fabric)
         cache = job.cache or spec.checkpoint.cache or "bf16"
         self.cache = format_named(str(cache), "cache format")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from moeplan.calc import calc
 from moeplan.cluster.hardware import Gpu
+from moeplan.cluster.network import Collectives
 from moeplan.errors import UserError, near_miss
 from moeplan.model.ops import OpKind
 from moeplan.quantity import Quantity, Source
@@ -61,11 +62,13 @@ class Seconds(NamedTuple):
 class RowTimes(Protocol):
     """What turns work into seconds: the roofline here, or a calibrated model.
 
-    attention_backward: forward passes that attention's backward pass takes.
+    attention_backward: forward passes that attention's backward pass takes. fabric: measured times
+    of collectives that go with the ops, where there are any.
     """
 
     stack: Stack
     attention_backward: float
+    fabric: Collectives | None
 
     def seconds(self, work: Work, *, explained: bool) -> Seconds:
         """Seconds of one pass of a row; quantities where `explained`."""
@@ -179,6 +182,7 @@ class AtBound:
     def __init__(self, times: RowTimes, bound: Literal["lower", "upper"]) -> None:
         self.times, self.bound = times, bound
         self.stack, self.attention_backward = times.stack, times.attention_backward
+        self.fabric = times.fabric
 
     def seconds(self, work: Work, *, explained: bool) -> Seconds:
         """The bound three times."""
@@ -194,6 +198,7 @@ class Roofline:
     """Times of rows at a stack's parts of a GPU's peaks."""
 
     attention_backward = 2.0
+    fabric: Collectives | None = None
 
     def __init__(self, gpu: Gpu, stack: Stack) -> None:
         self.gpu = gpu

@@ -131,7 +131,7 @@ class Coster:
             "moved + 2*each*weights", "B", moved=moved, each=self.gradient_bytes, weights=held
         )
         forward = self._seconds(row, through, formed)
-        passes = 1 + (2 if not weighted else 1) + (1 if again else 0)
+        passes = 1.0 + (2 if not weighted else 1) + (1 if again else 0)
         if not weighted:
             back = 2.0
             if row.op.kind == "attention":

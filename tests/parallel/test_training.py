@@ -216,7 +216,7 @@ def test_every_violation_is_in_one_error():
 
 def test_a_measured_model_of_times_takes_the_rooflines_place():
     class Constant:
-        stack, attention_backward = STACKS["datasheet"], 2.0
+        stack, attention_backward, fabric = STACKS["datasheet"], 2.0, None
 
         def seconds(self, work, *, explained):
             return Seconds(1e-3, 1e-3, 1e-3)
