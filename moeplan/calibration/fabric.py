@@ -74,7 +74,9 @@ class Fabric:
     def sources(self) -> dict[str, str]:
         """What the times come from."""
         low, high = self.band
-        about = f"collectives inside a domain: {self.nccl.name} and {self.deepep.name}, {self.origin}"
+        about = (
+            f"collectives inside a domain: {self.nccl.name} and {self.deepep.name}, {self.origin}"
+        )
         why = f"{self.nccl.source}; {self.deepep.source}"
         if not self.measured:
             why += f"; bytes times {self.ratio:.3g}, the ratio of link bandwidths"

@@ -49,6 +49,9 @@ backward pass, bytes that recomputation needs for a while, bytes of exchange buf
 forward and backward pass (bounds and expected), of the backward pass, of weight gradients, of
 compute, of what is computed again, of exposed messages; bytes sent over each link tier."""
 
+_WIDE = ("router", "head")
+"""Matmuls that stay in bf16 when training in fp8 (DeepSeek-V3, arXiv 2412.19437, 3.3.1)."""
+
 _DROPPED_ROWS: dict[str, Callable[[Op], bool]] = {
     "norm": lambda op: op.component == "norms",
     "activation": lambda op: op.name.endswith("activation"),
@@ -124,7 +127,7 @@ class Coster:
         moved = calc("2*moved + 2*cached", "B", moved=row.moved, cached=row.cached)
         read = add({w.name: row.weight_elements(w)[0] for w in row.op.weights}, "elements")
         held = add({w.name: row.weight_elements(w)[1] for w in row.op.weights}, "elements")
-        formed = self.job.precision if weighted else "bf16"
+        formed = self.job.precision if weighted and row.op.component not in _WIDE else "bf16"
         through = calc("moved + 2*weights", "B", moved=moved, weights=read)
         # gradients are added to those of earlier microbatches: read and written
         gradients = calc(
@@ -142,18 +145,37 @@ class Coster:
         else:
             into = self._seconds(row, gradients, formed)
             backward = forward.expected
+        cast = self._casts(row, moved, formed)
         bounds = (
-            calc(f"{passes:g}*forward + into", "s", forward=a, into=0 if b is None else b)
-            for a, b in ((forward.lower, into and into.lower), (forward.upper, into and into.upper))
-        )
+            calc(
+                f"{passes:g}*(forward + cast) + into", "s", forward=getattr(forward, end),
+                cast=getattr(cast, end), into=0 if into is None else getattr(into, end),
+            )
+            for end in ("lower", "upper")
+        )  # fmt: skip
+        narrow = formed == "fp8" and self.times.stack.calibrated
+        once = forward.expected
+        if narrow:
+            once = calc("forward + cast", "s", forward=once, cast=cast.expected)
+            backward = once
         return RowCost(
             row.op.name,
-            forward.expected,
+            once,
             backward,
             0 if into is None else into.expected,
-            forward.expected if again else 0,
+            once if again else 0,
             *bounds,
         )
+
+    def _casts(self, row: OwnRow, moved: Any, number_format: str) -> Seconds:
+        """Seconds in which a pass turns its bf16 operand into fp8, once as it is and once
+        transposed for the weight gradient: 2 bytes of an element are read and 2 written. Forward
+        casts inputs and backward output gradients, each about half of what the row moves.
+        """
+        if number_format != "fp8" or not self.times.stack.calibrated:
+            return Seconds(0, 0, 0)
+        work = Work(f"{row.op.name} casts", "pointwise", 0, moved, "bf16")
+        return self.times.seconds(work, explained=self.own.degrees.explained)
 
     def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Seconds:
         gemm = row.op.gemm

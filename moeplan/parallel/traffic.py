@@ -151,7 +151,14 @@ def _experts(own: Divided, moe: MoE, net: Network, formats: ExchangeFormats) -> 
     plain = not d.explained
     out = [
         _exchange(
-            net, name, getattr(result, name), d.ep, inside, plain, forward, backward,
+            net,
+            name,
+            getattr(result, name),
+            d.ep,
+            inside,
+            plain,
+            forward,
+            backward,
             low_latency=formats.policy == "copies",
         )
         for result, forward, backward in ((found, 1, 0), (back, 0, 1))
