@@ -2,8 +2,8 @@
 
     python benchmarks/whole_model.py FOLDER [--json PATH] [--fit]
 
-FOLDER holds training_throughput.csv (NVIDIA Megatron-Bridge performance summary). Every figure comes
-from `moeplan.parallel`, as `moeplan layout` gives it: "ops" is the stack `calibrated`, which adds
+FOLDER holds training_throughput.csv (NVIDIA Megatron-Bridge performance summary). Every figure
+comes from `moeplan.parallel`, as `moeplan layout` gives it: "ops" is the stack `calibrated`, which adds
 nothing for software, and beside it stands the stack of the framework. A stack's figures (`busy`,
 `host`) are fitted to some of the rows, those marked so, and judged by the others; --fit finds them
 anew. No GPU of these rows is an H200, so all op times are assumed (datasheet ratios). The training
@@ -66,7 +66,8 @@ class Run(NamedTuple):
 class Serving(NamedTuple):
     """A published serving speed of DeepSeek-V3 in FP8, tokens a second and node of eight GPUs.
 
-    by: who runs it. fitted: the stack's `busy` comes from this row. context: tokens of a sequence while it decodes. note: what stands in for what is not known.
+    by: who runs it. fitted: the stack's `busy` comes from this row. context: tokens of a sequence
+    while it decodes. note: what stands in for what is not known.
     """
 
     by: str
@@ -88,8 +89,8 @@ SERVING = (
     Serving("DeepSeek", "decode", False, "h800", 128, 88, 4989, 14_800,
             "88 sequences a GPU: 1,850 tokens a second at 21 for each; EP128 for EP144"),
 )  # fmt: skip
-"""Sources: SGLang's report on 96 H100, and DeepSeek's inference overview. What DeepSeek's engine adds
-is not known apart from its idle hours, so the factor fitted to SGLang's prefill stands beside it."""
+"""Sources: SGLang's report on 96 H100, and DeepSeek's inference overview. What DeepSeek's engine
+adds cannot be told from its idle hours, so the factor of SGLang's prefill stands beside it."""
 
 
 # ------------------------------------------------------------------------------------- training

@@ -27,6 +27,7 @@ def calibrate(
     source: str = "",
     versions: Mapping[str, str] | None = None,
     date: str = "",
+    number_format: str = "bf16",
 ) -> Calibration:
     """Fit every kind of op that the points hold, and judge each fit on points it did not see.
 
@@ -46,6 +47,7 @@ def calibrate(
         source=source or "; ".join(dict.fromkeys(s.source for s in sets if s.source)),
         date=date or dt.datetime.now(dt.UTC).date().isoformat(),
         versions=versions or {},
+        number_format=number_format,
     )
 
 

@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -87,8 +88,8 @@ class Table:
         """Cubics in log2 that rise where the points rise: (start, width, four coefficients)."""
         x = [math.log2(size) for size in self.bytes]
         y = [math.log2(seconds) for seconds in self.seconds]
-        h = [b - a for a, b in zip(x, x[1:], strict=False)]
-        slope = [(b - a) / w for a, b, w in zip(y, y[1:], h, strict=False)]
+        h = [b - a for a, b in pairwise(x)]
+        slope = [(b - a) / w for (a, b), w in zip(pairwise(y), h, strict=True)]
         at = [slope[0], *(_inner(*pair) for pair in _pairs(h, slope)), slope[-1]]
         out = []
         for i, w in enumerate(h):

@@ -76,7 +76,7 @@ def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]
     """
     card = gpu(name)
     device = device_of(card)
-    shipped = [calibration(n) for n in names()]
+    shipped = [c for c in map(calibration, names()) if c.device.kind == "gpu"]
     own = [c for c in shipped if c.device.id == device.id]
     others = [carried(c, device) for c in shipped if c.device.id != device.id]
     out: dict[str, Calibration] = {}

@@ -59,7 +59,7 @@ class Fabric:
         return self.nccl.seconds(op, n, size * self.ratio, "nvlink")
 
     def exchange(self, name: str, sent: Number, inside: Number) -> Number:
-        """Seconds of a dispatch or combine in which a GPU sends `sent` bytes to `inside` − 1 others.
+        """Seconds of a dispatch or combine: a GPU sends `sent` bytes to `inside` − 1 others.
 
         The table counts the rows that stay with a GPU too.
         """

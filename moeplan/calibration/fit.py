@@ -36,6 +36,7 @@ GROUP_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "moe": ("hidden_size", "inter_size", "topk", "num_experts"),
     "gemm": ("n", "k"),
     "grouped": ("n", "k", "experts"),
+    "cpu_matmul": ("n", "k", "experts"),
 }
 """What points of a kind have in common when they are left out together: a model, a weight."""
 

@@ -39,6 +39,7 @@ __all__ = [
     "parse_distribution",
 ]
 
+_STATISTICS = 3 + 2 * len(BLOCK_ROWS)
 _CHUNK = 1 << 18  # sampled rows per expert at work at a time
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -90,7 +91,7 @@ def loads(
     names, code = np.unique(np.asarray(distribution, dtype=str), return_inverse=True)
     columns = np.stack([np.asarray(a, dtype=np.int64) for a in (tokens, experts, top_k, ep, code)])
     points, place = np.unique(columns, axis=1, return_inverse=True)
-    out = np.empty((2 + 2 * len(BLOCK_ROWS), points.shape[1]))
+    out = np.empty((_STATISTICS, points.shape[1]))
     for shape in np.unique(points[[1, 3, 4]], axis=1).T:
         at = np.flatnonzero((points[[1, 3, 4]] == shape[:, None]).all(0))
         rule = parse_distribution(str(names[shape[2]]))
@@ -120,12 +121,13 @@ def loads_of_ranks(
         return column.reshape(shape) if many else float(column[0])
 
     tiles = {block: shaped(column) for block, column in found.tiles.items()}
-    return Loads(shaped(found.rows), shaped(found.active), tiles, tiles)
+    rows, active, single = (shaped(x) for x in (found.rows, found.active, found.single))
+    return Loads(rows, active, tiles, tiles, single)
 
 
 def loads_of_rows(rows: Sequence[Sequence[int]]) -> Loads:
     """Loads of measured histograms: rows of each expert of one rank, one histogram a point."""
-    out = np.empty((2 + 2 * len(BLOCK_ROWS), len(rows)))
+    out = np.empty((_STATISTICS, len(rows)))
     for i, histogram in enumerate(rows):
         counts = np.asarray(histogram, dtype=np.float64)[None, None]
         out[:, i] = _summary(counts, counts)[:, 0]
@@ -133,14 +135,15 @@ def loads_of_rows(rows: Sequence[Sequence[int]]) -> Loads:
 
 
 def _packed(found: Loads) -> _Array:
-    return np.stack([found.rows, found.active, *found.tiles.values(), *found.all_tiles.values()])
+    every = (found.rows, found.active, found.single)
+    return np.stack([*every, *found.tiles.values(), *found.all_tiles.values()])
 
 
 def _unpack(table: _Array) -> Loads:
     n = len(BLOCK_ROWS)
-    tiles = dict(zip(BLOCK_ROWS, table[2 : 2 + n], strict=True))
-    everywhere = dict(zip(BLOCK_ROWS, table[2 + n :], strict=True))
-    return Loads(table[0], table[1], tiles, everywhere)
+    tiles = dict(zip(BLOCK_ROWS, table[3 : 3 + n], strict=True))
+    everywhere = dict(zip(BLOCK_ROWS, table[3 + n :], strict=True))
+    return Loads(table[0], table[1], tiles, everywhere, table[2])
 
 
 def _statistics(T: _Array, k: _Array, E: int, ep: int, rule: Distribution) -> _Array:
@@ -161,7 +164,7 @@ def _statistics(T: _Array, k: _Array, E: int, ep: int, rule: Distribution) -> _A
 
 def _summary(local: _Array, everywhere: _Array) -> _Array:
     """[statistics, points] of rows [points, samples, experts]."""
-    parts = [local.sum(-1), (local > 0).sum(-1)]
+    parts = [local.sum(-1), (local > 0).sum(-1), (local == 1).sum(-1)]
     parts += [np.ceil(local / block).sum(-1) for block in BLOCK_ROWS]
     parts += [np.ceil(everywhere / block).sum(-1) for block in BLOCK_ROWS]
     return np.stack([part.mean(-1) for part in parts])

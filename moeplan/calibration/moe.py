@@ -31,7 +31,14 @@ from moeplan.calibration.tiles import Tile, torch_grouped_tiles, vllm_tiles
 from moeplan.calibration.uniform import Loads
 from moeplan.quantity import Number
 
-__all__ = ["GROUPED", "FusedMoE", "GroupedGemm"]
+__all__ = [
+    "GROUPED",
+    "FusedMoE",
+    "GroupedGemm",
+    "counted_rows",
+    "grouped_features",
+    "grouped_seconds",
+]
 
 ELEMENT = 2  # bytes of bf16
 ALIGNMENT = 16  # elements that the inner dimension must be a multiple of for wide loads
@@ -103,7 +110,9 @@ def _pick(by_height: Mapping[int, Number], height: Number) -> Number:
     return found
 
 
-def _counted(points: Points, tokens: Number, experts: Number, top_k: Number, ep: Number) -> Loads:
+def counted_rows(
+    points: Points, tokens: Number, experts: Number, top_k: Number, ep: Number
+) -> Loads:
     """The points' own loads, else those of their distribution."""
     if points.loads is not None:
         return points.loads
@@ -165,7 +174,7 @@ class FusedMoE:
         width = floor(p["inter_size"] / p["moe_tp_size"])
         gated, on_input = _traits(points)
         inputs = pick(gated, 2.0, 1.0)
-        counted = _counted(points, p["num_tokens"], experts, p["topk"], ep)
+        counted = counted_rows(points, p["num_tokens"], experts, p["topk"], ep)
         tile = vllm_tiles(tokens, experts // ep, width)
         each = p.get("weight_bytes", ELEMENT)
         every = tokens * top_k
@@ -252,7 +261,7 @@ class GroupedGemm:
         p = points.columns
         experts, one = p["experts"], p["experts"] * 0 + 1
         top_k = p.get("topk", one)
-        counted = _counted(points, larger(p["rows"] // top_k, 1), experts, top_k, one)
+        counted = counted_rows(points, larger(p["rows"] // top_k, 1), experts, top_k, one)
         rows, n, k = (real(p[name]) for name in ("rows", "n", "k"))
         tile = torch_grouped_tiles(rows, real(experts))
         made = grouped_features(device, tile, counted, n, k, p.get("weight_bytes", ELEMENT))

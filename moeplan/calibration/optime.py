@@ -55,7 +55,8 @@ class Constant:
 class Device:
     """Datasheet rates of one GPU: FLOP/s (dense, bf16), B/s, and its multiprocessors.
 
-    shared_memory: bytes of a multiprocessor that tiles in flight share.
+    shared_memory: bytes of a multiprocessor that tiles in flight share. kind: "gpu" or "cpu", whose
+    cores are the multiprocessors.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Device:
     memory: float
     multiprocessors: int
     shared_memory: float = 228 * 1024
+    kind: str = "gpu"
 
 
 class OpModel(Protocol):

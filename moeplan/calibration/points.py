@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "OPTIONAL", "Kind", "Points", "points_of", "shape_columns"]
 
-Kind: TypeAlias = Literal["moe", "gemm", "grouped", "bytes", "attention"]
+Kind: TypeAlias = Literal["moe", "gemm", "grouped", "bytes", "attention", "cpu_matmul"]
 _Array: TypeAlias = "ndarray[Any, Any]"
 
 COLUMNS: Mapping[Kind, tuple[str, ...]] = {
@@ -31,10 +31,11 @@ COLUMNS: Mapping[Kind, tuple[str, ...]] = {
     "grouped": ("rows", "n", "k", "experts"),
     "bytes": ("bytes", "launches"),
     "attention": ("flops", "bytes"),
+    "cpu_matmul": ("rows", "n", "k", "experts"),
 }  # fmt: skip
 """Columns that points of each kind have. moe: a whole MoE op on one rank of many; `num_tokens`
 counts tokens of all ranks before routing, `moe_tp_size` divides `inter_size`, `moe_ep_size` the
-experts. gemm: [m, k] x [k, n]. grouped: `rows` rows over `experts` matrices [k, n]. bytes: what an
+experts. gemm: [m, k] x [k, n]. grouped, cpu_matmul: `rows` rows over `experts` matrices [k, n]. bytes: what an
 element-wise op, gather or selection reads and writes, in how many kernels."""
 
 OPTIONAL: Mapping[Kind, tuple[str, ...]] = {
@@ -43,6 +44,7 @@ OPTIONAL: Mapping[Kind, tuple[str, ...]] = {
     "grouped": ("distribution", "topk", "weight_bytes"),
     "bytes": (),
     "attention": (),
+    "cpu_matmul": ("distribution", "topk"),
 }
 """Columns that points of a kind may have. gated: two input matrices (SwiGLU and its kin), 1 or 0.
 weight_on_input: the router's weight multiplies an expert's input (Llama 4). weight_bytes: of an
@@ -91,6 +93,7 @@ def _take_loads(loads: Loads, where: _Array) -> Loads:
         loads.active[where],
         {block: tiles[where] for block, tiles in loads.tiles.items()},
         {block: tiles[where] for block, tiles in loads.all_tiles.items()},
+        loads.single[where],
     )
 
 

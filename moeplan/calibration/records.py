@@ -37,6 +37,13 @@ KINDS: Mapping[str, Kind] = {
     "gather": "bytes",
     "select": "bytes",
 }
+_WITH_LOADS = ("grouped", "cpu_matmul")
+CPU_KINDS: Mapping[str, Kind] = {**KINDS, "linear": "cpu_matmul", "grouped_linear": "cpu_matmul"}
+"""Which op-time model answers for a row, by its kind: on a GPU, and on a CPU."""
+
+
+def _kinds(device: str) -> Mapping[str, Kind]:
+    return CPU_KINDS if device == "cpu" else KINDS
 
 
 def calibrate_records(
@@ -56,11 +63,17 @@ def calibrate_records(
             "is of one"
         )
     points = points_of_records(records, backend)
+    formats = sorted({record.settings.dtype for record in records})
+    if len(formats) != 1:
+        raise UserError(
+            f"records in {len(formats)} number formats were given ({', '.join(formats)}); a "
+            "calibration is of one"
+        )
     versions = {k: v for k, v in records[-1].versions.model_dump().items() if v is not None}
     source = ", ".join(record.name for record in records)
     return calibrate(
         points, backend, _rates(records[-1]), name=name, source=source, versions=versions,
-        date=records[-1].updated[:10],
+        date=records[-1].updated[:10], number_format=formats[0],
     )  # fmt: skip
 
 
@@ -71,7 +84,9 @@ def points_of_records(records: Sequence[Record], backend: str) -> list[Points]:
         for case in record.measured():
             if case.backend == backend:
                 for kind, shape, seconds in _case(record, case):
-                    rows.setdefault(kind, []).append((shape, case.rows_per_expert, seconds))
+                    dense = kind == "cpu_matmul" and shape["experts"] == 1
+                    counts = [int(shape["rows"])] if dense else case.rows_per_expert
+                    rows.setdefault(kind, []).append((shape, counts, seconds))
     if not rows:
         raise UserError(f"no measured case of backend {backend!r} is in the records")
     return [_points(kind, found, records) for kind, found in rows.items()]
@@ -90,7 +105,7 @@ def _points(
         kind,
         columns,
         np.array([seconds for _, _, seconds in found]),
-        loads_of_rows([rows for _, rows, _ in found]) if kind == "grouped" else None,
+        loads_of_rows([rows for _, rows, _ in found]) if kind in _WITH_LOADS else None,
         source=", ".join(record.name for record in records),
     )
 
@@ -106,17 +121,15 @@ def _case(record: Record, case: Case) -> list[tuple[Kind, dict[str, float], floa
     for predicted, phase in case.joined():
         if phase.stage == "forward":
             op = ops[predicted.name]
-            out.append(
-                (
-                    KINDS[op.kind],
-                    _shape(op, predicted, env, len(case.rows_per_expert)),
-                    phase.median,
-                )
-            )
+            kind = _kinds(record.device.kind)[op.kind]
+            shape = _shape(op, kind, predicted, env, len(case.rows_per_expert))
+            out.append((kind, shape, phase.median))
     return out
 
 
-def _shape(op: Op, work: OpPrediction, env: Mapping[str, Number], experts: int) -> dict[str, float]:
+def _shape(
+    op: Op, kind: Kind, work: OpPrediction, env: Mapping[str, Number], experts: int
+) -> dict[str, float]:
     if op.gemm is None:
         from moeplan.profile.predict import LAUNCHES
 
@@ -124,6 +137,8 @@ def _shape(op: Op, work: OpPrediction, env: Mapping[str, Number], experts: int) 
     m, k, n = (float(evaluate(formula, env)) for formula in op.gemm)
     if op.kind == "grouped_linear":
         return {"rows": m, "n": n, "k": k, "experts": float(experts)}
+    if kind == "cpu_matmul":
+        return {"rows": m, "n": n, "k": k, "experts": 1.0}
     return {"m": m, "n": n, "k": k}
 
 
@@ -135,7 +150,8 @@ def _rates(record: Record) -> Device:
         roofs = {roof.name: roof.value for roof in record.roofs}
         if not {"gemm", "copy"} <= roofs.keys():
             raise UserError(f"record {record.name}: the roofs gemm and copy are missing") from None
-    return Device(record.device.name, roofs["gemm"], roofs["copy"], record.device.units)
+    kind = record.device.kind if record.device.kind == "cpu" else "gpu"
+    return Device(record.device.name, roofs["gemm"], roofs["copy"], record.device.units, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -161,14 +177,16 @@ class ProfileTimes:
         env: the numbers of the row's formulas; without them a matmul's shape is not known. A
         matmul's backward is twice its forward.
         """
-        kind = KINDS.get(op.kind)
+        kind = _kinds(self.found.device.kind).get(op.kind)
         if kind is None or kind not in self.found.fits or (op.gemm is not None and env is None):
             return None
-        shape = _shape(op, work, env or {}, len(rows_per_expert))
+        shape = _shape(op, kind, work, env or {}, len(rows_per_expert))
         columns: dict[str, Any] = {n: np.array([v], dtype=np.int64) for n, v in shape.items()}
         points = Points(kind, columns)
-        if kind == "grouped":
-            points = replace(points, loads=loads_of_rows([rows_per_expert]))
+        if kind in _WITH_LOADS:
+            dense = op.kind == "linear"
+            counts = [int(shape["rows"])] if dense else rows_per_expert
+            points = replace(points, loads=loads_of_rows([counts]))
         fit = self.found.fits[kind]
         features = fit.model.prepare(points, self.found.device)
         once = float(fit.model.seconds(features, fit.constants)[0])

@@ -30,7 +30,7 @@ _SCALE, _NORM = 0.2316419, 0.3989422804014327
 class Loads:
     """Statistics of the busiest rank, one value a point (means over the samples).
 
-    rows: rows of its experts. active: experts with a row. tiles: by tile height, tiles of its
+    rows: rows of its experts. active: experts with a row, single: with exactly one. tiles: by tile height, tiles of its
     experts. all_tiles: the same over every rank's experts.
     """
 
@@ -38,6 +38,7 @@ class Loads:
     active: Number
     tiles: dict[int, Number]
     all_tiles: dict[int, Number]
+    single: Number
 
 
 def uniform_loads(tokens: Number, experts: Number, top_k: Number, ranks: Number = 1) -> Loads:
@@ -48,7 +49,9 @@ def uniform_loads(tokens: Number, experts: Number, top_k: Number, ranks: Number 
     p = top_k / experts
     local = experts / ranks
     tiles = {block: local * expected_blocks(tokens, p, block) for block in BLOCK_ROWS}
-    return Loads(tokens * top_k / ranks, local * (1 - (1 - p) ** tokens), tiles, tiles)
+    active = local * (1 - (1 - p) ** tokens)
+    single = local * tokens * p * larger(1 - p, 0.0) ** larger(tokens - 1, 0)
+    return Loads(tokens * top_k / ranks, active, tiles, tiles, single)
 
 
 def expected_blocks(tokens: Number, p: Number, block: int) -> Number:
