@@ -175,8 +175,11 @@ def ranks(
                     held[i] = 0  # the embedding itself is here
             out.append(Rank(r, tuple(held), _scaled(pair, (pp - r, r + 1)), 1))
         return tuple(out)
+    # ZB-H1 puts weight gradients off on the later ranks, which keep their inputs until then
+    depths = [pp if schedule == "zero-bubble" else pp - r for r in range(pp)]
     return tuple(
-        Rank(r, chunks[r], tuple((pp - r) * n for n in chunks[r]), pp - r) for r in range(pp)
+        Rank(r, chunks[r], tuple(depth * n for n in chunks[r]), depth)
+        for r, depth in enumerate(depths)
     )
 
 
