@@ -26,10 +26,12 @@ from moeplan.calibration.collectives import (
 )
 from moeplan.calibration.optime import device_of
 from moeplan.calibration.reader import read_points
+from moeplan.calibration.records import calibrate_records
 from moeplan.calibration.store import FOLDER, Calibration, OpFit, save
 from moeplan.cluster.hardware import cluster, gpu
 from moeplan.model.routing import expected_distinct
 
+ROOT = Path(__file__).resolve().parents[1]
 AICONFIGURATOR = "NVIDIA aiconfigurator (Apache-2.0), collected 2026-08 on H200"
 DEEPEP = "DeepEP's published bandwidths on H800, FP8 dispatch and BF16 combine"
 HIDDEN, TOP_K, EXPERTS = 7168, 8, 256  # of the DeepEP measurements
@@ -42,8 +44,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the CSV files lie")
     parser.add_argument("--date", default=dt.datetime.now(dt.UTC).date().isoformat())
     options = parser.parse_args()
-    for made in (_moe(options.folder), _gemm(options.folder), _kernels()):
-        save(replace(made, date=options.date), FOLDER / f"{made.name}.json")
+    made_today = (_moe(options.folder), _gemm(options.folder), _kernels())
+    for made in (*(replace(made, date=options.date) for made in made_today), _cpu()):
+        save(made, FOLDER / f"{made.name}.json")
         print(made.name)
     for network in _networks(options.folder, options.date):
         path = FOLDER / f"network-{network.name}.json"
@@ -88,6 +91,12 @@ def _kernels() -> Calibration:
         "h200-kernels", device_of(gpu("h200")), "fused kernels",
         {"bytes": copy, "attention": attention}, "published rates, see each kind's note", "",
     )  # fmt: skip
+
+
+def _cpu() -> Calibration:
+    """Our own record of a calibration grid on one core."""
+    record = ROOT / "profiles" / "cpu-amd-epyc" / "calibration-grid_2026-11-27.json"
+    return calibrate_records([record], "torch", "cpu-amd-epyc-torch")
 
 
 def _networks(folder: Path, date: str) -> list[Network]:

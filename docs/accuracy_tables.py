@@ -13,7 +13,9 @@ import numpy as np
 
 from generated import ROOT, section, table
 from moeplan.calibration.collectives import network, networks
+from moeplan.calibration.records import ProfileTimes, layer_times
 from moeplan.calibration.store import Calibration, calibration, names
+from moeplan.profile.store import load_record
 
 __all__: list[str] = []
 
@@ -120,6 +122,26 @@ def network_tables() -> str:
                 ]
             )
     header = ["network", "collective", "tier", "GPUs", "sizes", "smallest", "largest", "origin"]
+    return table(header, rows)
+
+
+@section("accuracy-cpu")
+def cpu() -> str:
+    """Return a layer's forward pass on a CPU by its calibration, for records that it was not fitted
+    to, beside the roofs of their own runs.
+    """
+    times = ProfileTimes(calibration("cpu-amd-epyc-torch"))
+    rows = []
+    for path in sorted((ROOT / "profiles" / "cpu-amd-epyc").glob("*.json")):
+        record = load_record(path)
+        if record.name in times.found.source:
+            continue
+        for row in layer_times(record, times):
+            errors = [f"{100 * (x / row.measured - 1):+.0f} %" for x in (row.expected, row.roofs)]
+            threads = f"{record.device.units} thread{'s' * (record.device.units > 1)}"
+            rows.append([record.name, threads, str(row.tokens), f"{1e3 * row.measured:.3g} ms",
+                         *errors])  # fmt: skip
+    header = ["record", "run with", "tokens", "measured", "calibrated", "roofs of the run"]
     return table(header, rows)
 
 

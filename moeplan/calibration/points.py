@@ -35,8 +35,8 @@ COLUMNS: Mapping[Kind, tuple[str, ...]] = {
 }  # fmt: skip
 """Columns that points of each kind have. moe: a whole MoE op on one rank of many; `num_tokens`
 counts tokens of all ranks before routing, `moe_tp_size` divides `inter_size`, `moe_ep_size` the
-experts. gemm: [m, k] x [k, n]. grouped, cpu_matmul: `rows` rows over `experts` matrices [k, n]. bytes: what an
-element-wise op, gather or selection reads and writes, in how many kernels."""
+experts. gemm: [m, k] x [k, n]. grouped, cpu_matmul: `rows` rows over `experts` matrices [k, n].
+bytes: what an element-wise op, gather or selection reads and writes, in how many kernels."""
 
 OPTIONAL: Mapping[Kind, tuple[str, ...]] = {
     "moe": ("gated", "weight_on_input", "weight_bytes"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,14 @@ from moeplan.quantity import Number, evaluate
 if TYPE_CHECKING:
     from moeplan.profile.record import Case, OpPrediction, Record
 
-__all__ = ["ProfileTimes", "calibrate_records", "for_profile", "points_of_records"]
+__all__ = [
+    "LayerTime",
+    "ProfileTimes",
+    "calibrate_records",
+    "for_profile",
+    "layer_times",
+    "points_of_records",
+]
 
 KINDS: Mapping[str, Kind] = {
     "linear": "gemm",
@@ -92,6 +99,36 @@ def points_of_records(records: Sequence[Record], backend: str) -> list[Points]:
     return [_points(kind, found, records) for kind, found in rows.items()]
 
 
+class LayerTime(NamedTuple):
+    """A layer's forward pass in a record: seconds by calibration, by the record's own prediction
+    at the time of the run, and as measured (the sum of its phases' medians).
+    """
+
+    subject: str
+    tokens: int
+    routing: str
+    expected: float
+    roofs: float
+    measured: float
+
+
+def layer_times(record: Record, times: ProfileTimes) -> list[LayerTime]:
+    """Forward rows of every measured case of the calibration's backend, through the calibration."""
+    out = []
+    for case in record.measured():
+        if case.backend != times.found.backend:
+            continue
+        env, ops = _block(record, case)
+        sums = [0.0, 0.0, 0.0]
+        for predicted, phase in case.joined():
+            if phase.stage == "forward":
+                seconds = times.seconds(ops[predicted.name], predicted, case.rows_per_expert, env)
+                found = (predicted.expected if seconds is None else seconds, predicted.expected)
+                sums = [a + b for a, b in zip(sums, (*found, phase.median), strict=True)]
+        out.append(LayerTime(case.subject, case.tokens, case.routing, *sums))
+    return out
+
+
 def _points(
     kind: Kind,
     found: Sequence[tuple[dict[str, float], Sequence[int], float]],
@@ -110,13 +147,18 @@ def _points(
     )
 
 
-def _case(record: Record, case: Case) -> list[tuple[Kind, dict[str, float], float]]:
+def _block(record: Record, case: Case) -> tuple[dict[str, Number], dict[str, Op]]:
+    """The numbers of a case's formulas, and its rows by name."""
     from moeplan.profile.predict import block_of
 
     block = block_of(record.subjects[case.subject])
     work = Workload("train", B=1, S=case.tokens, C=case.tokens)
     env = {**block.environment(work), "A": sum(1 for rows in case.rows_per_expert if rows)}
-    ops = {op.name: op for op in block.rows(work)}
+    return env, {op.name: op for op in block.rows(work)}
+
+
+def _case(record: Record, case: Case) -> list[tuple[Kind, dict[str, float], float]]:
+    env, ops = _block(record, case)
     out = []
     for predicted, phase in case.joined():
         if phase.stage == "forward":

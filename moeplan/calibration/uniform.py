@@ -30,8 +30,8 @@ _SCALE, _NORM = 0.2316419, 0.3989422804014327
 class Loads:
     """Statistics of the busiest rank, one value a point (means over the samples).
 
-    rows: rows of its experts. active: experts with a row, single: with exactly one. tiles: by tile height, tiles of its
-    experts. all_tiles: the same over every rank's experts.
+    rows: rows of its experts. active: experts with a row, single: with exactly one. tiles: by tile
+    height, tiles of its experts. all_tiles: the same over every rank's experts.
     """
 
     rows: Number
