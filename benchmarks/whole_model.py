@@ -7,8 +7,8 @@ comes from `moeplan.parallel`, as `moeplan layout` gives it: "ops" is the stack 
 adds nothing for software, and beside it stands the stack of the framework. A stack's figures
 (`busy`, `host`) are fitted to some of the rows, those marked so, and judged by the others; --fit
 finds them anew. No GPU of these rows is an H200, so all op times are assumed (datasheet ratios).
-The training table does not say what was recomputed, so nothing is: memory that exceeds the GPU's ("fits" false)
-means that the run recomputed, or that the memory model is too high.
+The training table does not say what was recomputed, so nothing is: memory that exceeds the GPU's
+("fits" false) means that the run recomputed, or that the memory model is too high.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Table:
         h = [b - a for a, b in pairwise(x)]
         slope = [(b - a) / w for (a, b), w in zip(pairwise(y), h, strict=True)]
         at = [slope[0], *(_inner(*pair) for pair in _pairs(h, slope)), slope[-1]]
-        out = []
+        out: list[tuple[float, ...]] = []
         for i, w in enumerate(h):
             rise, da, db = y[i + 1] - y[i], at[i] * w, at[i + 1] * w
             out.append((x[i], w, y[i], da, 3 * rise - 2 * da - db, da + db - 2 * rise))

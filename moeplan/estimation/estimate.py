@@ -50,7 +50,7 @@ class Estimate:
             "memory": sections.memory(
                 spec, scenario, self.gpu, params["total"], cache["bytes"], stored
             ),
-            "all_to_all": sections.exchange(spec, scenario),
+            "all_to_all": sections.exchange(spec, scenario, self.gpu),
             "time": time,
             "cost": sections.cost(scenario, self.gpu, time),
             "speculation": speculation(

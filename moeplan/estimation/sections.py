@@ -118,7 +118,7 @@ def memory(
     }
 
 
-def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
+def exchange(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any] | None:
     """All-to-all traffic of expert parallelism, per MoE layer and per step; None if dense."""
     moe = spec.moe
     if moe is None:
@@ -157,7 +157,16 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
         "per_layer": _directions(result),
         "forward_step": _directions(result.per_step(layers)),
         "training_step": _directions(result.per_step(layers, backward=True)),
+        "time": Later(partial(_exchange_time, gpu, result, node, layers, s["policy"])),
     }
+
+
+def _exchange_time(
+    gpu: Gpu, result: AllToAll, node: Quantity, layers: Quantity, policy: str
+) -> dict[str, Any] | None:
+    from moeplan.estimation.exchange_time import exchange_time  # loads tables: only when asked
+
+    return exchange_time(gpu, result, node.value, layers, kernels=policy != "copies")
 
 
 def _grouping(symbol: str, key: str, value: Number) -> Quantity:

@@ -22,6 +22,7 @@ from moeplan.calibration.store import TITLES, Calibration
 from moeplan.calibration.tiles import VLLM_TUNED, choose
 from moeplan.calibration.uniform import uniform_loads
 from moeplan.cluster.hardware import Gpu
+from moeplan.cluster.network import Collectives
 from moeplan.parallel.optime import Seconds, Stack, Work
 from moeplan.quantity import Quantity
 
@@ -36,7 +37,8 @@ class CalibratedTimes:
     attention_backward = 2.5  # it computes the scores again
 
     def __init__(self, gpu: Gpu, stack: Stack) -> None:
-        self.gpu, self.stack, self.fabric = gpu, stack, fabric_of(gpu)
+        self.gpu, self.stack = gpu, stack
+        self.fabric: Collectives | None = fabric_of(gpu)
         self.calibrations = cache(partial(for_gpu, gpu.id))
         self.used: dict[tuple[Kind, str], Calibration] = {}
         self._known: dict[Work, Seconds] = {}  # of single rows: layouts share most of them

@@ -7,7 +7,7 @@ from typing import Any
 
 from moeplan.estimation.estimate import Estimate
 from moeplan.quantity import Quantity
-from moeplan.report.expected_tables import dollars, expected_tables, floor_notes
+from moeplan.report.expected_tables import dollars, exchange_note, expected_tables, floor_notes
 from moeplan.report.speculation import speculation_table
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
@@ -245,25 +245,33 @@ def _activations(e: Estimate) -> list[Table]:
 def _exchange(e: Estimate) -> Table:
     a = e.tree["all_to_all"]
     tokens, ep, node = (_value(a[k]) for k in ("tokens", "ep", "node"))
+    time = e["all_to_all.time"]
+    heads = ("same node", "forwarded", "other nodes", "sent", *(("time",) if time else ()))
     table = Table(
         f"All-to-all of one MoE layer: {tokens:,} tokens a GPU, EP {ep} in nodes of {node}",
-        [WORD, Column("same node"), Column("forwarded"), Column("other nodes"), Column("sent")],
+        [WORD, *(Column(head) for head in heads)],
     )
     keys = ("same_node", "forwarded", "other_nodes", "sent")
+
+    def taken(part: str) -> tuple[str, ...]:
+        return (fmt_time(time[part]["expected"].value),) if time else ()
+
     for name in ("dispatch", "combine"):
         part = a["per_layer"][name]
         label = f"{name} ({a[f'{name}_format']})"
-        table.rows.append((label, *(fmt_bytes(part[key].value) for key in keys)))
+        table.rows.append((label, *(fmt_bytes(part[key].value) for key in keys), *taken(name)))
     for step, words in (
-        ("forward_step", "all layers, forward"),
-        ("training_step", "all, training"),
+        ("forward_step", "layers, forward"),
+        ("training_step", "layers, training"),
     ):
         both = [a[step]["dispatch"][key].value + a[step]["combine"][key].value for key in keys]
-        table.rows.append((words, *(fmt_bytes(n) for n in both)))
+        table.rows.append((words, *(fmt_bytes(n) for n in both), *taken(step)))
     table.notes = [
         f"bytes that a GPU sends, {a['policy']}: a token reaches {a['expected_gpus'].value:.2f} "
         f"GPUs and {a['expected_nodes'].value:.2f} nodes on average",
     ]
+    if time:
+        table.notes.append(exchange_note(time))
     if _value(a["imbalance"]) != 1:
         busiest = fmt_bytes(a["per_layer"]["dispatch"]["busiest"].value)
         table.notes.append(f"the fullest GPU receives up to {busiest} in a dispatch")

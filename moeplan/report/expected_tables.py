@@ -8,7 +8,7 @@ from moeplan.estimation.estimate import Estimate
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_money, fmt_rate, fmt_time
 
-__all__ = ["dollars", "expected_tables", "floor_notes"]
+__all__ = ["dollars", "exchange_note", "expected_tables", "floor_notes"]
 
 PASSES = ("prefill", "decode", "training")
 
@@ -27,6 +27,18 @@ def expected_tables(e: Estimate) -> list[Table]:
         table.rows.append(_row(e, name, found[name]))
     table.notes = [_origin(e, found), *_outside(found), _reading(e)]
     return [table]
+
+
+def exchange_note(time: dict[str, Any]) -> str:
+    """The bounds of a layer's exchange, and what its times come from."""
+    low, high = (
+        sum(time[name][bound].value for name in ("dispatch", "combine"))
+        for bound in ("lower", "upper")
+    )
+    return (
+        f"time: nothing under compute, {time['origin']}; dispatch and combine "
+        f"{fmt_time(low)} to {fmt_time(high)}"
+    )
 
 
 def floor_notes(e: Estimate, floor: str) -> list[str]:

@@ -199,6 +199,25 @@ class Exchange(_Section):
     combine: TrafficOfDirection
 
 
+class Bounds(_Section):
+    """Seconds, with the band of what they come from."""
+
+    lower: Number
+    expected: Number
+    upper: Number
+
+
+class ExchangeTime(_Section):
+    """Seconds of dispatch and combine in one MoE layer, and of all layers, nothing hidden."""
+
+    dispatch: Bounds
+    combine: Bounds
+    forward_step: Bounds
+    training_step: Bounds
+    origin: Literal["measured", "assumed"]
+    source: str
+
+
 class AllToAllSection(_Section):
     """Expert-parallel exchange; null for a dense model."""
 
@@ -214,6 +233,8 @@ class AllToAllSection(_Section):
     per_layer: Exchange
     forward_step: Exchange
     training_step: Exchange
+    time: ExchangeTime | None
+    """Null where a link that is needed has no bandwidth on file."""
 
 
 class FloorRow(_Section):
