@@ -299,12 +299,12 @@ def left_out(tables: Sequence[Table]) -> tuple[_Array, _Array, _Array]:
 
 
 def network_of(name: str, tables: Sequence[Table], source: str, date: str) -> Network:
-    """A network of measured tables: half of their sizes, with the errors on the other half."""
+    """A network of measured tables, with the errors of tables of every other size on the rest."""
     interpolated, measured, _ = left_out(tables)
     errors = errors_of("sizes left out", interpolated, measured, measured)
     low, high = np.quantile(measured / interpolated, (LOW, UPPER))
     return Network(
-        name, tuple(thinned(t) for t in tables), source, date, float(low), float(high),
+        name, tuple(tables), source, date, float(low), float(high),
         {k: v for k, v in errors.as_dict().items() if not k.startswith("floor")},
     )  # fmt: skip
 

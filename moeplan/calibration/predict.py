@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -22,6 +22,7 @@ __all__ = [
     "coverage",
     "form_of",
     "predict",
+    "write_columns",
     "write_predicted",
 ]
 
@@ -111,19 +112,29 @@ def write_predicted(points: Points, predicted: Predicted, file: IO[str], form: s
     header = [*points.columns, *_kept(points), *OUTPUT_COLUMNS]
     if points.seconds is not None:
         header.append(MEASURED)
-    rows = _rows(points, predicted)
+    write_columns(dict(zip(header, _columns(points, predicted), strict=True)), file, form)
+
+
+def write_columns(columns: Mapping[str, list[Any]], file: IO[str], form: str) -> None:
+    """Write columns of one length as ``csv`` or ``json``, numbers in six digits."""
+    rows = zip(*map(_shown, columns.values()), strict=True)
     if form == "json":
-        json.dump([dict(zip(header, row, strict=True)) for row in rows], file, indent=1)
+        json.dump([dict(zip(columns, row, strict=True)) for row in rows], file, indent=1)
         file.write("\n")
     else:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
+        writer.writerow(columns)
         writer.writerows(rows)
 
 
-def _rows(points: Points, predicted: Predicted) -> Iterator[tuple[Any, ...]]:
+def _shown(column: list[Any]) -> list[Any]:
+    floats = bool(column) and isinstance(column[0], float)
+    return [float(f"{value:.6g}") for value in column] if floats else column
+
+
+def _columns(points: Points, predicted: Predicted) -> list[list[Any]]:
     def ms(seconds: _Array) -> list[float]:
-        return [float(f"{1e3 * s:.6g}") for s in seconds.tolist()]
+        return (1e3 * seconds).tolist()  # type: ignore[no-any-return]
 
     columns: list[list[Any]] = [column.tolist() for column in points.columns.values()]
     columns += [points.extra[name].tolist() for name in _kept(points)]
@@ -131,7 +142,7 @@ def _rows(points: Points, predicted: Predicted) -> Iterator[tuple[Any, ...]]:
     columns += [np.round(predicted.band, 4).tolist(), predicted.outside.tolist()]
     if points.seconds is not None:
         columns.append(ms(points.seconds))
-    return zip(*columns, strict=True)
+    return columns
 
 
 def _kept(points: Points) -> list[str]:

@@ -16,7 +16,7 @@ from moeplan.calibration.loads import parse_distribution
 from moeplan.calibration.points import COLUMNS, OPTIONAL, Kind, Points
 from moeplan.errors import UserError, near_miss
 
-__all__ = ["read_points"]
+__all__ = ["column_of_numbers", "read_points", "read_rows", "refuse"]
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 LATENCY = "latency_ms"
@@ -34,7 +34,7 @@ def read_points(path: str | Path) -> Points:
     UserError that names the file, the line and the column.
     """
     path = Path(path)
-    header, rows = _read_rows(path)
+    header, rows = read_rows(path)
     kind = _kind_of(header, path)
     known = (*COLUMNS[kind], *OPTIONAL[kind], LATENCY)
     _check_spelling(header, known, path)
@@ -45,8 +45,8 @@ def read_points(path: str | Path) -> Points:
     columns = {n: _column(n, texts, lines, path) for n, texts in cells.items() if n != LATENCY}
     seconds = None
     if LATENCY in cells:
-        seconds = _numbers(LATENCY, cells[LATENCY], lines, path) * 1e-3
-        _refuse(seconds <= 0, LATENCY, cells[LATENCY], lines, path, "a time above 0")
+        seconds = column_of_numbers(LATENCY, cells[LATENCY], lines, path) * 1e-3
+        refuse(seconds <= 0, LATENCY, cells[LATENCY], lines, path, "a time above 0")
     extra = {
         name: np.array([row[place] for _, row in rows])
         for place, name in enumerate(header)
@@ -58,7 +58,7 @@ def read_points(path: str | Path) -> Points:
     return points
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -111,23 +111,23 @@ def _column(name: str, texts: Sequence[str], lines: _Array, path: Path) -> _Arra
     if name in _FLAGS:
         flags = [text.strip().lower() for text in texts]
         bad = np.array([flag not in ("0", "1", "true", "false") for flag in flags])
-        _refuse(bad, name, texts, lines, path, "0 or 1")
+        refuse(bad, name, texts, lines, path, "0 or 1")
         return np.array([flag in ("1", "true") for flag in flags])
-    numbers = _numbers(name, texts, lines, path)
+    numbers = column_of_numbers(name, texts, lines, path)
     if name in _FRACTIONS:
-        _refuse(numbers <= 0, name, texts, lines, path, "a number above 0")
+        refuse(numbers <= 0, name, texts, lines, path, "a number above 0")
         return numbers
     wrong = (numbers < 1) | (numbers > _LARGEST) | (numbers != np.floor(numbers))
-    _refuse(wrong, name, texts, lines, path, "a whole number of at least 1")
+    refuse(wrong, name, texts, lines, path, "a whole number of at least 1")
     return numbers.astype(np.int64)
 
 
-def _numbers(name: str, texts: Sequence[str], lines: _Array, path: Path) -> _Array:
+def column_of_numbers(name: str, texts: Sequence[str], lines: _Array, path: Path) -> _Array:
     try:
         out = np.array(texts, dtype=np.float64)
     except ValueError:
         out = np.array([_number(text) for text in texts])
-    _refuse(~np.isfinite(out), name, texts, lines, path, "a number")
+    refuse(~np.isfinite(out), name, texts, lines, path, "a number")
     return out
 
 
@@ -138,7 +138,7 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def _refuse(
+def refuse(
     bad: _Array, name: str, texts: Sequence[str], lines: _Array, path: Path, allowed: str
 ) -> None:
     if bad.any():

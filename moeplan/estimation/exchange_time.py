@@ -23,7 +23,7 @@ LATENCY = 3.33e-6  # seconds; NVLink, 64 bytes (arXiv 2505.09343)
 def exchange_time(
     gpu: Gpu, result: AllToAll, node: Number, layers: Quantity, *, kernels: bool
 ) -> dict[str, Any] | None:
-    """Lower, expected and upper seconds of dispatch and combine in one MoE layer, and of all layers.
+    """Bounds of the seconds of dispatch and combine in one MoE layer, and of all layers.
 
     node: GPUs of one node. kernels: measured kernels send each row once to a GPU or node; without
     them every copy travels, and the links' rates are all that is known. None where a link that is
@@ -82,7 +82,8 @@ def _seconds(
         "lower": derive("max(floor, low*expected)", "s", floor=lower, low=_factor(low),
                         expected=expected),
         "expected": expected,
-        "upper": derive(f"high*((inside + outside)*slowest{more})", "s", high=_factor(high), **given),
+        "upper": derive(f"high*((inside + outside)*slowest{more})", "s", high=_factor(high),
+                        **given),
     }  # fmt: skip
 
 
