@@ -49,6 +49,10 @@ GROUPED: Mapping[str, Constant] = {
     "tile_load_rate": Constant(
         "B/s", "operands that all tiles together load from cache", 1.1e13, 1e9, 1e15, "matrix"
     ),
+    "throttle": Constant("", "share of the peak rate that long ops lose", 0.1, 0.005, 0.25),
+    "throttle_time": Constant(
+        "s", "length of an op that loses half of that share", 7e-4, 1e-5, 1e-1
+    ),
     "fill": Constant("waves", "waves lost to filling and draining", 1.0, 0.01, 10),
     "tile_overhead": Constant("s", "start and end of a tile", 8e-7, 1e-9, 2e-5),
     "read_bandwidth": Constant(
@@ -63,7 +67,9 @@ GROUPED: Mapping[str, Constant] = {
 
 def grouped_seconds(g: Mapping[str, Any], c: Constants) -> Number:
     """Seconds of a grouped GEMM from what `grouped_features` made."""
-    matrix = g["tile_flops"] * (g["units"] / g["matrix"])
+    alone = g["flops"] / g["matrix"]
+    lost = c["throttle"] * alone / (alone + c["throttle_time"])
+    matrix = g["tile_flops"] * (g["units"] / g["matrix"]) / (1 - lost)
     loading = g["tile_bytes"] * (g["units"] / c["tile_load_rate"])
     tile = smooth_max(matrix, loading) + c["tile_overhead"]
     if anywhere(g["unaligned"]):
@@ -150,6 +156,9 @@ class FusedMoE:
         "input_passes": Constant(
             "", "passes over the input where the weight multiplies it", 4.0, 0.5, 12, default=2.0
         ),
+        "input_launch": Constant(
+            "s", "fixed cost of weighting the input", 4e-6, 1e-8, 1e-4, default=4e-6
+        ),
         "unaligned_tile": Constant(
             "s", "extra start of a tile with unaligned operands", 2.6e-6, 1e-9, 1e-4, default=2.6e-6
         ),
@@ -198,7 +207,8 @@ class FusedMoE:
         idle = c["idle_tile"]
         return {
             "select": fixed + c["select"] * f["scored"],
-            "permute": c["input_passes"] * f["input"] / c["bandwidth"],
+            "permute": pick(f["input"] > 0, c["input_launch"], 0.0)
+            + c["input_passes"] * f["input"] / c["bandwidth"],
             "experts_gate_up": grouped_seconds(f["gate_up"], c) + idle * f["gate_up"]["idle_tiles"],
             "experts_activation": f["activation"] / c["bandwidth"],
             "experts_down": grouped_seconds(f["down"], c) + idle * f["down"]["idle_tiles"],
@@ -226,7 +236,7 @@ class FusedMoE:
         """Quirks are learnt from points that show them."""
         silent = {"expert_map", "idle_tile"} if not features["sharded"].any() else set()
         if not (features["input"] > 0).any():
-            silent.add("input_passes")
+            silent |= {"input_passes", "input_launch"}
         unaligned = features["down"]["unaligned"] | features["gate_up"]["unaligned"]
         if not unaligned.any():
             silent |= {"unaligned_tile", "unaligned_step", "unaligned_spill"}
