@@ -32,8 +32,8 @@ def predict(
 ) -> None:
     """Expected time of each point of a CSV file, with its error band.
 
-    Points are MoE ops, dense GEMMs, collectives or expert-parallel exchanges; the columns say which.
-    Where the file holds measured times, the errors by regime go to standard error.
+    Points are MoE ops, dense GEMMs, collectives or expert-parallel exchanges: the columns say
+    which. Where the file holds measured times, the errors by regime go to standard error.
     """
     from moeplan.calibration.derived import for_gpu
     from moeplan.calibration.messages import is_of_messages
@@ -83,7 +83,11 @@ def _predict_messages(
         from moeplan.report.calibration import errors_table
         from moeplan.report.tables import to_text
 
-        sys.stderr.write(to_text([errors_table(errors, f"network {found.name} (exact at the sizes of its tables)")]))
+        sys.stderr.write(
+            to_text(
+                [errors_table(errors, f"network {found.name} (exact at the sizes of its tables)")]
+            )
+        )
 
 
 def calibrate(

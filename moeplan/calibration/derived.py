@@ -16,7 +16,10 @@ from moeplan.calibration.optime import Device, device_of
 from moeplan.calibration.store import Calibration, OpFit, calibration, names
 from moeplan.cluster.hardware import gpu
 
-__all__ = ["carried", "for_gpu", "in_format", "weight_only"]
+__all__ = ["VENDORS", "carried", "for_gpu", "in_format", "weight_only"]
+
+VENDORS = ("NVIDIA", "AMD")
+"""Whose GPUs run kernels in tiles as those that were measured do; others have no calibration."""
 
 WIDER, FORMAT_WIDER = 2.0, 1.5
 """Exponents on the band: for another GPU, and for another number format."""

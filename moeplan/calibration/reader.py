@@ -59,6 +59,7 @@ def read_points(path: str | Path) -> Points:
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and lines of a CSV file, each line with its number. Raises UserError."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -123,6 +124,7 @@ def _column(name: str, texts: Sequence[str], lines: _Array, path: Path) -> _Arra
 
 
 def column_of_numbers(name: str, texts: Sequence[str], lines: _Array, path: Path) -> _Array:
+    """A column as finite numbers. Raises UserError that names the first line where it is not."""
     try:
         out = np.array(texts, dtype=np.float64)
     except ValueError:
@@ -141,6 +143,7 @@ def _number(text: str) -> float:
 def refuse(
     bad: _Array, name: str, texts: Sequence[str], lines: _Array, path: Path, allowed: str
 ) -> None:
+    """Raise UserError for the first line that is bad: what stands there, and what is allowed."""
     if bad.any():
         place = int(np.flatnonzero(bad)[0])
         raise UserError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
-from moeplan.calibration.derived import for_gpu
+from moeplan.calibration.derived import VENDORS, for_gpu
 from moeplan.calibration.rows import Calibrations, Degrees, RowTime, Stored, kind_of, row_times
 from moeplan.calibration.store import TITLES
 from moeplan.cluster.hardware import Gpu
@@ -27,13 +27,14 @@ __all__ = ["expected"]
 def expected(
     spec: ModelSpec, work: Workload, gpu: Gpu, stored: StoredTensors
 ) -> dict[str, Any] | None:
-    """Lower, expected and upper seconds of a pass on one GPU; None for a user's own GPU.
+    """Lower, expected and upper seconds of a pass on one GPU; None where no calibration knows it.
 
     `band` is half the width in parts of the expected time. The bounds add up row by row, as if all
     errors had one sign. `measured` is the part of the expected time that comes from constants
-    fitted on this GPU, `outside` names the numbers of shapes beyond what was calibrated.
+    fitted on this GPU, `outside` names the numbers of shapes beyond what was calibrated, with their
+    rows.
     """
-    if not gpu.vendor:
+    if gpu.vendor not in VENDORS:
         return None
     calibrations: Calibrations = cache(partial(for_gpu, gpu.id))
     rows = [line for line in lines(spec, work) if line.op.kind != "exchange"]
@@ -52,7 +53,7 @@ def expected(
         "origin": " and ".join(sorted({time.origin for _, time in found})),
         "calibrations": sorted({time.calibration for _, time in found}),
         "assumed": _assumed(found),
-        "outside": sorted({word for _, time in found for word in time.outside.split()}),
+        "outside": sorted({f"{w} of {t.name}" for _, t in found for w in t.outside.split()}),
         "rows": [_row(line, time) for line, time in found],
     }
 

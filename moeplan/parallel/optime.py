@@ -31,8 +31,6 @@ __all__ = [
     "stack_named",
 ]
 
-CALIBRATED_VENDORS = ("NVIDIA", "AMD")  # whose GPUs' kernels run in tiles as the measured ones do
-
 
 class Work(NamedTuple):
     """What one pass of a row does on a GPU: FLOPs in a number format, and bytes.
@@ -162,7 +160,9 @@ def stack_for(gpu: Gpu, name: str | None) -> Stack:
     """The stack of that name; without one calibrated ops, or "kernels" where nothing is known of
     the GPU's kernels. Raises `UserError` for a calibrated stack on such a GPU.
     """
-    known = gpu.vendor in CALIBRATED_VENDORS
+    from moeplan.calibration.derived import VENDORS  # loads the fits
+
+    known = gpu.vendor in VENDORS
     if name is None:
         return STACKS["calibrated" if known else "kernels"]
     found = stack_named(name)

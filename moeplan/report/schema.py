@@ -284,6 +284,7 @@ class Calibrated(_Section):
     assumed: list[str]
     """What the rest of the time rests on."""
     outside: list[str]
+    """Numbers of shapes beyond the calibrated range, with their rows: "n of router"."""
     rows: list[CalibratedRow]
 
 
@@ -304,7 +305,7 @@ class Pass(_Section):
     memory: Number
     rows: list[FloorRow]
     calibrated: Calibrated | None
-    """Null for a GPU of the user's own, which no calibration knows."""
+    """Null where no calibration knows the GPU."""
 
 
 class Time(_Section):
