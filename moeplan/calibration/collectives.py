@@ -12,7 +12,6 @@ own part.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,6 @@ __all__ = [
     "network_dict",
     "network_of",
     "networks",
-    "read_collectives",
     "slowest_rank",
     "thinned",
 ]
@@ -223,56 +221,6 @@ def exchange(up: Number, out: Number, mode: str = "parallel") -> Number:
 def slowest_rank(size: Number, imbalance: Number) -> Number:
     """Bytes of the fullest rank, whose end all others wait for: the mean times max / mean."""
     return size * imbalance
-
-
-def read_collectives(path: str | Path, tier: str, source: str) -> list[Table]:
-    """Tables of a CSV file with the columns collective, num_gpus, latency_ms, and message_bytes or
-    message_elements_half. Raises UserError that names the file, the line and the column."""
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read as CSV ({problem})") from None
-    size_column = (
-        "message_bytes" if rows and "message_bytes" in rows[0] else "message_elements_half"
-    )
-    scale = 1 if size_column == "message_bytes" else BYTES_PER_HALF
-    grouped: dict[tuple[str, int], dict[float, float]] = {}
-    for number, row in enumerate(rows, start=2):
-        gpus, size, ms = (
-            _positive(row, name, path, number) for name in ("num_gpus", size_column, "latency_ms")
-        )
-        name = ALIASES.get(row.get("collective", ""), row.get("collective", ""))
-        if not name:
-            raise UserError(f"{path}, line {number}, column collective: a name is needed")
-        grouped.setdefault((name, int(gpus)), {})[size * scale] = ms * 1e-3
-    tables = []
-    for (name, gpus), points in grouped.items():
-        if len(points) < 2:
-            raise UserError(f"{path}: {name} among {gpus} GPUs has one size; two are needed")
-        sizes = tuple(sorted(points))
-        times = tuple(points[size] for size in sizes)
-        tables.append(Table(name, tier, gpus, sizes, times, "measured", source))
-    return tables
-
-
-def _positive(row: Mapping[str, str], name: str, path: Path, number: int) -> float:
-    text = row.get(name)
-    if text is None:
-        raise UserError(
-            f"{path}, line {number}: the column {name!r} is missing{near_miss(name, row)}"
-        )
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise UserError(
-            f"{path}, line {number}, column {name}: {text!r} is given and a number above 0 is "
-            "needed"
-        )
-    return value
 
 
 def thinned(table: Table, first: int = 0) -> Table:

@@ -73,7 +73,7 @@ def _seconds(
         inside = Quantity(took, "s", formula=f"table of {name} at bytes*ratio",
                           inputs={"bytes": near, "ratio": rate})  # fmt: skip
         outside = derive("far/nic + fixed*min(1, far)", "s", far=far, nic=nic, fixed=start)
-    given = {"inside": inside, "outside": outside, "slowest": traffic.slowest}
+    given: dict[str, Any] = {"inside": inside, "outside": outside, "slowest": traffic.slowest}
     more = " + latency" if fabric is None else ""
     if more:
         given["latency"] = start
