@@ -88,7 +88,8 @@ def _seconds(
 
 
 def _factor(value: float) -> Quantity:
-    return Quantity(value, "", formula=f"{value:.4g}", note="edge of the band")
+    text = f"{value:.4g}"
+    return Quantity(float(text), "", formula=text, note="edge of the band")
 
 
 def _source(fabric: Fabric | None) -> str:

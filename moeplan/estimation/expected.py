@@ -19,7 +19,7 @@ from moeplan.estimation.memory import StoredTensors
 from moeplan.model.ops import Weight
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number, Quantity, derive
+from moeplan.quantity import Quantity, derive
 
 __all__ = ["expected"]
 
@@ -70,23 +70,20 @@ def _stored(stored: StoredTensors, row: Any, weight: Weight | None) -> Stored:
 
 def _measured(found: list[tuple[Line, RowTime]], middle: Quantity) -> Quantity:
     """The part of the time that comes from ops measured on this GPU."""
-    seconds: Number = 0.0
-    for line, time in found:
-        if time.origin == "measured":
-            seconds = seconds + line.group.number * time.expected
-    of_measured = Quantity(seconds, "s", formula="sum over the rows that were measured")
-    return derive("measured/expected", "", measured=of_measured, expected=middle)
+    own = [(line, time) for line, time in found if time.origin == "measured"]
+    seconds = _summed(own, "expected") if own else Quantity(0, "s", formula="0", note="no op was")
+    return derive("measured/expected", "", measured=seconds, expected=middle)
 
 
-def _assumed(found: list[tuple[Line, RowTime]]) -> list[str]:
-    """What times rest on that were not measured on this GPU, each reason once."""
-    reasons: dict[str, None] = {}
+def _assumed(found: list[tuple[Line, RowTime]]) -> list[dict[str, str]]:
+    """What times rest on that were not measured on this GPU: reasons, with the ops they are of."""
+    reasons: dict[str, dict[str, None]] = {}
     for line, time in found:
         kind = kind_of(line.block, line.op)
         fit = time.used.fits[kind]
         if fit.origin == "assumed":
-            reasons[f"times of {TITLES[kind]}: {fit.note}"] = None
-    return list(reasons)
+            reasons.setdefault(fit.note, {})[TITLES[kind]] = None
+    return [{"ops": ", ".join(ops), "why": why} for why, ops in reasons.items()]
 
 
 def _summed(found: list[tuple[Line, RowTime]], name: str) -> Quantity:

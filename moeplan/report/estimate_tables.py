@@ -358,7 +358,9 @@ def _assumptions(e: Estimate) -> Table:
     found = e.assumptions
     table = Table(f"Assumptions behind these figures ({len(found)})", [])
     for entry in found:
-        name = f"{entry['symbol']} = {_short(entry)}: " if entry["symbol"] else ""
+        name = f"{entry['symbol']}: " if entry["symbol"] else ""
+        if entry["value"] is not None:
+            name = f"{entry['symbol']} = {_short(entry)}: "
         table.notes.append(f"- {name}{entry['why']}")
     return table
 

@@ -268,6 +268,13 @@ class CalibratedRow(_Section):
     """Numbers of the shape that lie beyond the calibrated range."""
 
 
+class AssumedTimes(_Section):
+    """Ops whose times were not measured on this GPU, and what they were taken from."""
+
+    ops: str
+    why: str
+
+
 class Calibrated(_Section):
     """Expected time of a pass with the band of the calibration's own held-out errors, seconds."""
 
@@ -281,7 +288,7 @@ class Calibrated(_Section):
     """Part of the expected time that comes from ops measured on this GPU."""
     origin: str
     calibrations: list[str]
-    assumed: list[str]
+    assumed: list[AssumedTimes]
     """What the rest of the time rests on."""
     outside: list[str]
     """Numbers of shapes beyond the calibrated range, with their rows: "n of router"."""
