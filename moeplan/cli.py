@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from moeplan import cli_layout, cli_measure
+from moeplan import cli_export, cli_layout, cli_measure, cli_plan
+from moeplan.cli_job import (
+    ClusterOption,
+    PlanOption,
+    SaveOption,
+    ServeOption,
+    TrainOption,
+    estimate_on_layout,
+    show_answer,
+    takes_job,
+)
 from moeplan.cli_options import (
     Acceptance,
     Attention,
@@ -102,6 +113,7 @@ def _show(tables: Any, output: str) -> None:
 
 
 @app.command()
+@takes_job
 def estimate(
     model: Model = None,
     preset: PresetOption = None,
@@ -125,21 +137,43 @@ def estimate(
     draft: Draft = None,
     acceptance: Acceptance = None,
     detail: Annotated[bool, typer.Option(help="Layers, kept activations and op rows too.")] = False,
+    layout: Annotated[
+        str | None, typer.Option(help="On a cluster: tp=2,pp=16,ep=8; then as `layout`.")
+    ] = None,
+    cluster: ClusterOption = None,
+    train: TrainOption = False,
+    serve: ServeOption = False,
+    plan: PlanOption = None,
+    save: SaveOption = None,
+    *,
+    job: Mapping[str, Any],
     as_json: Json = False,
     markdown: Markdown = False,
     as_csv: Csv = False,
 ) -> None:
-    """Parameters, FLOPs, memory, all-to-all traffic, expected time and cost of one model."""
+    """Parameters, FLOPs, memory, all-to-all traffic, expected time and cost of one model.
+
+    With --layout, or a plan file: memory, traffic, time and money on a cluster.
+    """
     from moeplan import api
     from moeplan.report.estimate_tables import estimate_tables
 
+    given = {
+        "batch": batch, "microbatch": microbatch, "tokens": tokens, "ep": ep, "node": node,
+        "imbalance": imbalance, "attention": attention, "weights": weights, "cache": cache,
+        "dispatch": dispatch, "combine": combine, "policy": policy, "optimizer": optimizer,
+        "gpu": gpu, "price": price, "draft": draft, "acceptance": acceptance,
+    }  # fmt: skip
+    alone = {**given, "context": context, "detail": detail}
+    choice = estimate_on_layout(
+        model, preset, config, layout, cluster, job, alone, train=train, serve=serve, plan=plan
+    )
+    if choice is not None:
+        return show_answer(choice, save, as_json, markdown, as_csv)
+    if save is not None:
+        raise UserError("--save needs --layout: a plan file holds a layout")
     output = _output(as_json, markdown, as_csv)
-    scenario = _scenario(
-        context, batch=batch, microbatch=microbatch, tokens=tokens, ep=ep, node=node,
-        imbalance=imbalance, attention=attention, weights=weights, cache=cache, dispatch=dispatch,
-        combine=combine, policy=policy, optimizer=optimizer, gpu=gpu, price=price,
-        draft=draft, acceptance=acceptance,
-    )  # fmt: skip
+    scenario = _scenario(context, **given)
     result = api.estimate(_one_model(model, preset, config), **scenario)
     if output == "json":
         print(result.to_json())
@@ -255,7 +289,7 @@ def check(
 
 @app.command()
 def presets(
-    search: Annotated[str, typer.Option(help="Words that a preset must hold.")] = "",
+    search: Annotated[str, typer.Option(help="Words: name, maker, family, size, mixer.")] = "",
     as_json: Json = False,
     markdown: Markdown = False,
     as_csv: Csv = False,
@@ -311,6 +345,8 @@ def schema() -> None:
 
 
 cli_layout.register(app)
+cli_plan.register(app)
+cli_export.register(app)
 cli_measure.register(app)
 
 

@@ -179,10 +179,16 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="A folder for records, or a .json file.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a record.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, inputs and routing.")] = 0,
-    samples: Annotated[int, typer.Option(min=2, help="Timed runs of a case.")] = 20,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Timed runs of a case: 20, and 5 with --quick.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Time to stop after, such as 12min.")] = None,
     note: Annotated[list[str] | None, typer.Option(help="A remark for the record.")] = None,
     detail: Annotated[bool, typer.Option("--detail", help="Every case's rows.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would run, and how long.")
+    ] = False,
+    gpu: Annotated[str | None, typer.Option(help="With --dry-run: a GPU not at hand.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a model's MoE layer on this machine: predicted beside measured, kept as a record."""
@@ -192,7 +198,7 @@ def profile(
         preset=preset, config=config, device=device, backend=backend, dtype=dtype, tokens=tokens,
         routing=routing, routing_trace=routing_trace, backward=backward, quick=quick, suite=suite,
         out=out, resume=resume, seed=seed, samples=samples, budget=budget, note=tuple(note or ()),
-        detail=detail, command=" ".join(sys.argv[1:]),
+        detail=detail, dry_run=dry_run, gpu=gpu, command=" ".join(sys.argv[1:]),
     )  # fmt: skip
     from rich.console import Console
 

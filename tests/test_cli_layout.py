@@ -11,6 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from moeplan.cli import app
+from moeplan.cluster.layout import Layout
+from moeplan.parallel import ServingJob
+from moeplan.plan.chosen import Chosen
 from tests.commands import Ran, Run, runner
 
 SECOND_ACCOUNT = (
@@ -214,3 +217,56 @@ def test_a_batch_that_no_cluster_has_is_refused(run):
 def test_a_kind_given_twice_is_refused(run):
     twice = ("pp=2,schedule=1f1b", "--cluster", "h800x8", "--train", "--schedule", "1f1b")
     assert "given twice" in said(run("layout", "deepseek-v3", *twice))
+
+
+# ------------------------------------------------------------------------- other ways to the same
+def test_estimate_and_plan_files_give_the_same_answer(tmp_path):
+    file = str(tmp_path / "plan.toml")
+    name, model, degrees, *options = BILLED
+    wanted = tree(*BILLED)
+    assert tree("estimate", model, "--layout", degrees, *options, "--save", file) == wanted
+    assert tree("estimate", "--plan", file) == tree("layout", "--plan", file)
+    assert tree("estimate", "--plan", file) == wanted
+    assert name == "layout"
+
+
+def test_two_pools_of_a_plan_file(run, tmp_path):
+    job = ServingJob(input=4000, output=1000, disaggregated=True)
+    layouts = Layout.parse("tp=2,dp=4,ep=8"), Layout.parse("tp=4,ep=4")
+    Chosen("mixtral", "h100x24", layouts[0], job, layouts[1], 2, 1).save(tmp_path / "plan.toml")
+    out = run("layout", "--plan", str(tmp_path / "plan.toml")).out
+    assert "prefill, serving on" in out
+    lines = {x[:34].strip(): x[34:].split() for x in out.partition("All instances")[2].splitlines()}
+    assert lines["GPUs"] == ["20"]
+    both = [float(lines[f"requests/s that {x} serves"][0]) for x in ("prefill", "decoding")]
+    assert float(lines["requests/s together"][0]) == min(both)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--isl", "5"), "--isl needs --layout"),
+        (("--train", "--cluster", "h100x8"), "--cluster, --train need --layout"),
+        (("--save", "plan.toml"), "--save needs --layout"),
+        (("--layout", "tp=1", "--train"), "--cluster needed (or --plan FILE"),
+        (("--layout", "tp=1", "--cluster", "h100x8", "--train", "--ep", "8"), "ep in the layout"),
+        (("--layout", "tp=1", "--cluster", "h100x8", "--train", "--detail"), "--detail describes"),
+        (("--plan", "plan.toml"), "and a model was given too"),
+        (("--preset", "mixtral", "--layout", "tp=1"), "one model is needed and several"),
+    ],
+)
+def test_estimate_refuses_a_mixture(run, arguments, says):
+    assert says in said(run("estimate", "mixtral", *arguments))
+
+
+def test_a_model_is_named_as_other_commands_name_it(run):
+    tail = ("ep=8", "--cluster", "h200x8", "--serve", "--json")
+    want = run("layout", "mixtral", *tail).out
+    assert run("layout", "--preset", "mixtral", *tail).out == want
+    assert run("layout", *tail, "--preset", "mixtral").out == want
+    config = "docs/examples/tiny-mixtral/config.json"
+    small = ("ep=2", "--cluster", "h200x2", "--serve", "--json")
+    assert run("layout", "--config", config, *small).out == run("layout", config, *small).out
+    assert "several were given: llama-3.1-8b, mixtral" in said(
+        run("layout", "llama-3.1-8b", *tail, "--preset", "mixtral")
+    )

@@ -131,9 +131,10 @@ def exchange(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any] | None:
         s.quantity("tokens"),
         moe.symbols[moe.width].named("H"),
         moe.symbols["E"],
-        moe.symbols[moe.each].named("k"),  # zero-computation experts are sent nothing
+        moe.symbols["k"],
         ep,
         node,
+        real=moe.symbols.get("r"),
         n_group=_grouping("G", "n_group", moe.routing.groups),
         topk_group=_grouping("M", "topk_group", moe.routing.group_limit),
         rule=moe.routing.group_score if moe.routing.groups > 1 else "uniform",

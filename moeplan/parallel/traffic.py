@@ -65,12 +65,17 @@ def collective(
     inside: Any,
     forward: Any,
     backward: Any,
+    *,
+    tiers: bool = True,
 ) -> Message:
-    """A collective, or a message to the next rank of a group."""
-    sent = net.sent(op, size, n)
-    # of a ring, one hop in `inside` leaves the domain
-    out = calc("pick(inside >= n, 0, sent/inside)", "B", inside=inside, n=n, sent=sent)
-    up = calc("sent - out", "B", sent=sent, out=out)
+    """A collective, or a message to the next rank of a group. tiers: count bytes by link tier."""
+    up: Any = 0
+    out: Any = 0
+    if tiers:
+        sent = net.sent(op, size, n)
+        # of a ring, one hop in `inside` leaves the domain
+        out = calc("pick(inside >= n, 0, sent/inside)", "B", inside=inside, n=n, sent=sent)
+        up = calc("sent - out", "B", sent=sent, out=out)
     seconds = net.seconds(op, size, n, inside)
     low, high = (
         seconds if factor == 1 else calc(f"{factor:.4g}*seconds", "s", seconds=seconds)
@@ -139,6 +144,7 @@ def _experts(own: Divided, moe: MoE, net: Network, formats: ExchangeFormats) -> 
         symbols["k"],
         d.ep,
         inside,
+        real=symbols.get("r"),
         n_group=moe.routing.groups,
         topk_group=moe.routing.group_limit,
         rule=moe.routing.group_score if moe.routing.groups > 1 else "uniform",

@@ -28,7 +28,14 @@ from moeplan.parallel.optime import AtBound, RowTimes
 from moeplan.parallel.table import HIDDEN
 from moeplan.quantity import Quantity, plain
 
-__all__ = ["serving_answer", "training_answer"]
+__all__ = [
+    "assumed",
+    "bare_tree",
+    "power_of",
+    "price_of",
+    "serving_answer",
+    "training_answer",
+]
 
 _SHOWN = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "edp", "zero", "microbatch", "batch", "m")
 _KINDS = ("sp", "schedule", "recompute", "overlap", "order", "split")
@@ -69,7 +76,7 @@ def training_answer(
         f"exchange: dispatch in {job.dispatch}, combine in {job.combine}, {job.policy}, "
         f"the fullest GPU {plain(job.imbalance):g} times the mean",
         f"account {job.account}: {account_named(job.account).about}",
-        *([] if job.tokens is None else [_price(job, cluster), _power(job, cluster)]),
+        *([] if job.tokens is None else [price_of(job, cluster), power_of(job, cluster)]),
     ]
     out["band"] = _band(
         plan.times,
@@ -78,28 +85,31 @@ def training_answer(
     )
     if job.tokens is None:
         numbers = {n: x for n, x in numbers.items() if n not in ("dollars", "energy")}
-    out["assumptions"] = _assumptions(numbers, plan.times, more)
-    return _bare_tree(out)
+    out["assumptions"] = assumed(numbers, plan.times, more)
+    return bare_tree(out)
 
 
 def serving_answer(
-    spec: ModelSpec, layout: Layout, cluster: Cluster, job: ServingJob
+    spec: ModelSpec, layout: Layout, cluster: Cluster, job: ServingJob, gpus: int | None = None
 ) -> dict[str, Any]:
-    """What serving costs on an instance. `UserError` with every rule that the layout breaks."""
+    """What serving costs on an instance. `UserError` with every rule that the layout breaks.
+
+    gpus: of one instance, where the cluster holds several.
+    """
     plan = ServingPlan(spec, cluster, job)
-    found = plan.explain(layout)
+    found = plan.explain(layout, gpus)
     out = _head(plan, layout, "serving", _SERVED)
     degrees = {name: out["layout"][name] for name in _SERVED if name != "edp"}
     out["layout"]["text"] = ",".join(f"{n}={x}" for n, x in degrees.items() if x != 1)
     names = ("input", "output", "cached", "prefill_batch", "tpot", "disaggregated", "draft")
     out["job"] = _job(job, names)
-    numbers = plan.evaluate(layout)  # nan where nothing fits
+    numbers = plan.evaluate(layout, gpus)  # nan where nothing fits
     out |= {**numbers, "binds": SERVING_BINDS[numbers["binds"]]}
     out["band"] = _band(
         plan.inference.times,
         lambda times: ServingPlan(
             spec, cluster, replace(job, batch=numbers["batch"] if numbers["fits"] else 1), times
-        ).evaluate(layout),
+        ).evaluate(layout, gpus),
         ("ttft", "tpot"),
     )
     accepted = f", each accepted with {plain(job.acceptance):g}" if plain(job.draft) else ""
@@ -109,10 +119,10 @@ def serving_answer(
         f"{plain(job.imbalance):g} times the mean, {plain(job.overlap):.0%} of it under compute",
         f"drafted tokens: {plain(job.draft)}{accepted}; queueing: TTFT is {plain(job.queueing):g} "
         "times the prefill",
-        _price(job, cluster),
+        price_of(job, cluster),
     ]
-    out["assumptions"] = _assumptions(found, plan.inference.times, more)
-    return _bare_tree(out)
+    out["assumptions"] = assumed(found, plan.inference.times, more)
+    return bare_tree(out)
 
 
 def _band(
@@ -154,7 +164,8 @@ def _job(job: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(job, name) for name in names}
 
 
-def _price(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
+def price_of(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
+    """The price of a GPU-hour in words, with its source."""
     device, given = cluster.gpu.id, job.price
     if given is not None and (not isinstance(given, str) or "$" in given):
         return f"price: {given}, as given"
@@ -166,7 +177,8 @@ def _price(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
     return f"price: ${plain(found.per_hour):.2f} a GPU-hour ({found.kind}{where})"
 
 
-def _power(job: TrainingJob, cluster: Cluster) -> str:
+def power_of(job: TrainingJob, cluster: Cluster) -> str:
+    """The power of a GPU in words, with its source."""
     if job.power is not None:
         return f"power: {plain(job.power):,g} W a GPU, all in, as given"
     found = all_in_power(cluster.gpu.id)
@@ -176,9 +188,7 @@ def _power(job: TrainingJob, cluster: Cluster) -> str:
     return f"power: {found.value:,g} W a GPU, all in{where}"
 
 
-def _assumptions(
-    found: Mapping[str, Any], times: RowTimes, more: list[str]
-) -> list[dict[str, Any]]:
+def assumed(found: Mapping[str, Any], times: RowTimes, more: list[str]) -> list[dict[str, Any]]:
     """How rows are timed, what the numbers assume below that, and what the job does."""
     told = [f"stack {times.stack.name}: {_stack(times)}"]
     known = times.sources()
@@ -217,7 +227,8 @@ def _entry(why: str) -> dict[str, Any]:
     return {"symbol": "", "value": None, "unit": "", "why": why}
 
 
-def _bare_tree(out: Mapping[str, Any]) -> dict[str, Any]:
+def bare_tree(out: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with plain numbers for quantities, and None for what is not finite."""
     return {name: _bare(x) for name, x in out.items()}
 
 

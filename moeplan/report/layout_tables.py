@@ -8,7 +8,7 @@ from typing import Any
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
 
-__all__ = ["layout_tables"]
+__all__ = ["STEP", "assumption_table", "layout_tables"]
 
 WORD = Column("", "left")
 UNKNOWN = "not known"
@@ -33,19 +33,25 @@ Answer = Mapping[str, Any]
 def layout_tables(a: Answer) -> list[Table]:
     """All tables of an answer, of training or of serving."""
     if a["kind"] == "serving":
-        answers = [_latency(a), _throughput(a)] if a["fits"] else []
-        return [_head(a), _degrees(a), _instance(a), *answers, _assumptions(a)]
+        tables = [_head(a), _degrees(a), _instance(a)]
+        if a["fits"]:
+            tables.append(_latency(a))
+        if "prefill" in a:  # rates of an instance that does both would mislead
+            tables += [_head(a["prefill"], "prefill, "), *(f(a["prefill"]) for f in _OF_PREFILL)]
+        elif a["fits"]:
+            tables.append(_throughput(a))
+        return [*tables, *([_pool(a)] if "pool" in a else []), assumption_table(a)]
     tables = [_head(a), _degrees(a), _memory(a)]
     if len(a["by_rank"]) > 1:
         tables.append(_ranks(a))
-    return [*tables, _traffic(a), _step(a), _speed(a), _assumptions(a)]
+    return [*tables, _traffic(a), _step(a), _speed(a), assumption_table(a)]
 
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:,.2f}"
 
 
-def _head(a: Answer) -> Table:
+def _head(a: Answer, part: str = "") -> Table:
     machine = a["cluster"]
     notes = [
         f"{machine['gpus']:,} GPU{'s' if machine['gpus'] > 1 else ''}, {machine['domain']} in a "
@@ -59,7 +65,8 @@ def _head(a: Answer) -> Table:
         else:
             notes.append("DOES NOT FIT: weights and one sequence exceed the memory of a GPU")
     notes.append(f"what binds: {a['binds']}")
-    return Table(f"{a['model']['name']}: {a['kind']} on {machine['name']}", [], notes=notes)
+    title = f"{a['model']['name']}: {part}{a['kind']} on {machine['name']}"
+    return Table(title, [], notes=notes)
 
 
 # --------------------------------------------------------------------------------------- layout
@@ -349,6 +356,27 @@ def _throughput(a: Answer) -> Table:
     return _listed("Throughput and cost", a, rows)
 
 
+def _pool(a: Answer) -> Table:
+    """All instances together; of two pools, the slower one decides."""
+    pool = a["pool"]
+    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
+        "GPUs": (pool["gpus"], "{:,}".format),
+        "instances": (pool["instances"], "{:,}".format),
+    }
+    if "prefill" in a:
+        each = "prefill_tokens_per_second_per_gpu"
+        rows |= {
+            "prefill instances": (pool["prefill_instances"], "{:,}".format),
+            "TTFT": (a["prefill"]["ttft"], fmt_time),
+            "prefill, tokens/s/GPU": (a["prefill"][each], "{:,.0f}".format),
+            "decoding, tokens/s/GPU": (a["decode_tokens_per_second_per_gpu"], "{:,.0f}".format),
+            "requests/s that prefill serves": (pool["prefill_requests_per_second"], _requests),
+            "requests/s that decoding serves": (pool["decode_requests_per_second"], _requests),
+        }
+    rows["requests/s together"] = (pool["requests_per_second"], _requests)
+    return _listed("All instances", a, rows)
+
+
 def _requests(rate: float) -> str:
     return fmt_rate(rate, "").removesuffix(" /s")
 
@@ -357,8 +385,12 @@ def _dollars(amount: float) -> str:
     return fmt_money(amount) if amount >= 0.995 else f"${amount:.2g}"
 
 
+_OF_PREFILL = (_degrees, _instance)
+
+
 # ---------------------------------------------------------------------------------- assumptions
-def _assumptions(a: Answer) -> Table:
+def assumption_table(a: Answer) -> Table:
+    """What an answer's figures assume, as notes."""
     table = Table(f"Assumptions behind these figures ({len(a['assumptions'])})", [])
     for entry in a["assumptions"]:
         name = ""
