@@ -47,7 +47,7 @@ class ModelSection(_Section):
     topk_group: int | None = None
 
 
-class ActiveParameters(_Section):
+class ActiveByDefinition(_Section):
     """Parameters that one token touches, by definition."""
 
     all: int
@@ -56,7 +56,21 @@ class ActiveParameters(_Section):
     """Without the table that is only looked up; a tied table stays, the head multiplies by it."""
     without_embeddings: int
     """Without input embedding and output head."""
+
+
+class ActiveParameters(ActiveByDefinition):
+    """The same in expectation, and by component."""
+
     by_component: dict[str, int]
+
+
+class ActiveRange(_Section):
+    """The ends between which zero-computation experts let a token's parameters vary."""
+
+    fewest: ActiveByDefinition
+    """None of the chosen experts holds weights."""
+    most: ActiveByDefinition
+    """All of them do."""
 
 
 class LayerParameters(_Section):
@@ -75,6 +89,8 @@ class Parameters(_Section):
 
     total: int
     active: ActiveParameters
+    active_range: ActiveRange | None
+    """Of models with zero-computation experts; `active` is the expectation."""
     mtp: int
     """Parameters of multi-token-prediction modules, without shared embedding and head."""
     mtp_active: int
