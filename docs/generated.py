@@ -47,6 +47,26 @@ def extras() -> str:
     return table(["extra", "adds"], rows)
 
 
+@section("engines")
+def engines() -> str:
+    """Return where the options of each engine were read."""
+    from moeplan.cluster.datafile import table as fact
+    from moeplan.plan.export import ENGINES
+
+    rows = []
+    for name, does in ENGINES.items():
+        about, known = fact("engines", f"source.{name}"), fact("engines", f"options.{name}")
+        for short, where in about["files"].items():
+            count = sum(file == short for file in known.values())
+            title = f"[{about['title']}]({about['repository']})"
+            path, _, at = where.partition(" ")
+            at = at[:15] if at.startswith("at ") else at  # of a commit its first 12 digits
+            if count:
+                place = f"`{path}` {at}".rstrip()
+                rows.append([title, does, place, str(count), str(about["checked"])])
+    return table(["engine", "for", "read in", "names", "on"], rows)
+
+
 @section("backends")
 def backends() -> str:
     """Return the backends of the measured layer, and what each is for."""
