@@ -18,10 +18,11 @@ from moeplan.model.ffn import MoE
 from moeplan.profile import bench, device, runner
 from moeplan.profile.assignment import Assignment
 from moeplan.profile.command import Outcome, run_profile
+from moeplan.profile.failures import DeviceLost, is_device_lost, is_out_of_memory
 from moeplan.profile.options import ProfileOptions
 from moeplan.profile.record import Measurement, Record
 from moeplan.profile.roofs import Sizes
-from moeplan.profile.runner import DeviceLost, Runner, is_device_lost, is_out_of_memory
+from moeplan.profile.runner import Runner
 from moeplan.profile.store import load_record
 from moeplan.profile.suite import Job, Part
 from tests.profile.records import CPU, VERSIONS, roofs, settings, tiny_config
