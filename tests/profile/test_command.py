@@ -251,6 +251,16 @@ def test_a_spent_budget_leaves_the_rest_for_a_resumed_run(tmp_path: Path) -> Non
     assert states(load_record(r.paths["small"])) == [(1, "measured"), (2, "measured")]
 
 
+def test_a_case_that_is_predicted_to_miss_the_deadline_is_not_begun(tmp_path: Path) -> None:
+    slow = lambda: roofs(gemm=1.0, bandwidth=1e15)  # noqa: E731
+    untouched = lambda *_, **__: pytest.fail("it was begun")  # noqa: E731
+    r = make(tmp_path, deadline=time.monotonic() + 60, measure_roofs=slow, measure=untouched)
+    r.run([part(1)])
+    (case,) = load_record(r.paths["small"]).cases
+    assert (case.state, case.prediction is not None) == ("out of time", True)
+    assert "it is predicted to take" in case.reason
+
+
 def test_a_part_with_its_own_limit_leaves_time_for_the_next(tmp_path: Path) -> None:
     hasty = Part("hasty", part(1, name="hasty").jobs, seconds=-1)
     r = make(tmp_path)
