@@ -17,7 +17,9 @@ else:
         """Stands for the module until one of its names is used."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module("numpy"), name)
+            found = getattr(import_module("numpy"), name)
+            setattr(self, name, found)  # found without this function from now on
+            return found
 
     np = _Numpy()
 

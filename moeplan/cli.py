@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moeplan import cli_layout, cli_measure
+from moeplan import cli_export, cli_layout, cli_measure, cli_plan
 from moeplan.cli_job import (
     ClusterOption,
     PlanOption,
@@ -292,7 +292,7 @@ def check(
 
 @app.command()
 def presets(
-    search: Annotated[str, typer.Option(help="Words that a preset must hold.")] = "",
+    search: Annotated[str, typer.Option(help="Words: name, maker, family, size, mixer.")] = "",
     as_json: Json = False,
     markdown: Markdown = False,
     as_csv: Csv = False,
@@ -348,6 +348,8 @@ def schema() -> None:
 
 
 cli_layout.register(app)
+cli_plan.register(app)
+cli_export.register(app)
 cli_measure.register(app)
 
 

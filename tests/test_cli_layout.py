@@ -257,3 +257,16 @@ def test_two_pools_of_a_plan_file(run, tmp_path):
 )
 def test_estimate_refuses_a_mixture(run, arguments, says):
     assert says in said(run("estimate", "mixtral", *arguments))
+
+
+def test_a_model_is_named_as_other_commands_name_it(run):
+    tail = ("ep=8", "--cluster", "h200x8", "--serve", "--json")
+    want = run("layout", "mixtral", *tail).out
+    assert run("layout", "--preset", "mixtral", *tail).out == want
+    assert run("layout", *tail, "--preset", "mixtral").out == want
+    config = "docs/examples/tiny-mixtral/config.json"
+    small = ("ep=2", "--cluster", "h200x2", "--serve", "--json")
+    assert run("layout", "--config", config, *small).out == run("layout", config, *small).out
+    assert "several were given: llama-3.1-8b, mixtral" in said(
+        run("layout", "llama-3.1-8b", *tail, "--preset", "mixtral")
+    )

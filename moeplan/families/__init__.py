@@ -59,7 +59,6 @@ FAMILIES: dict[str, str] = {
     "glm5_next": "glm5_next.glm5_next",
     "glm_moe_dsa": "deepseek_sparse.glm_moe_dsa",
     "gpt_oss": "gpt_oss.gpt_oss",
-    "granite_speech": "wrappers.wrapped",
     "granitemoe": "granitemoe.granitemoe",
     "granitemoe_swa": "granite_hybrid.granitemoe_swa",
     "granitemoehybrid": "granite_hybrid.granitemoehybrid",

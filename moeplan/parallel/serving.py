@@ -328,7 +328,7 @@ class ServingPlan:
             out[f"{name}_tokens_per_second_per_gpu"] = calc(
                 "rate*tokens", "tokens/s", rate=rate, tokens=own(tokens)
             )
-        each = own(self._price())
+        each = own(self.price())
         dollars = {
             "input": "price/3600*share*both/tokens*1000000",
             "output": "price/3600*(1 - share)*both/tokens*1000000",
@@ -339,7 +339,8 @@ class ServingPlan:
                 tokens=own(getattr(job, name)),
             )  # fmt: skip
 
-    def _price(self) -> Any:
+    def price(self) -> Any:
+        """Dollars per GPU-hour; nan where none is known."""
         given, device = self.job.price, self.cluster.gpu.id
         if given is None:
             return price(device).per_hour if prices(device) else float("nan")

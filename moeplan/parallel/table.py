@@ -7,8 +7,9 @@ computed for each different combination once, and looked up by everything that f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from moeplan.calc import add, calc
 from moeplan.cluster.layout import Layout
@@ -65,15 +66,24 @@ def dropped(kept: Kept, layout: Layout) -> bool:
     return kept.drop in layout.selective
 
 
-@dataclass(frozen=True)
-class RowCost:
-    """Seconds of a row of one layer: forward, gradients of inputs and of weights."""
+class RowCost(NamedTuple):
+    """Seconds of a row of one layer: forward, gradients of inputs and of weights, recomputed."""
 
     name: str
     forward: Any
     input_gradient: Any
     weight_gradient: Any
-    again: Any
+    again: Any = 0
+
+
+class _Alike(NamedTuple):
+    """Rows with their ops, messages, kept tensors with bytes, parameters, buffer of a piece."""
+
+    rows: list[tuple[Op, RowCost]]
+    sent: list[Message]
+    kept: list[tuple[Kept, Any]]
+    parameters: dict[str, Any]
+    buffer: Any
 
 
 @dataclass
@@ -101,12 +111,37 @@ class Coster:
         self.own, self.layout, self.job, self.net, self.times = own, layout, job, net, times
         self.gradient_bytes = gradient_bytes
         self.formats = ExchangeFormats(job.dispatch, job.combine, job.policy, job.imbalance)
+        self.bounds = True
+        self._made: dict[int, _Alike] = {}
+
+    def under(self, layout: Layout, *, bounds: bool = True) -> Coster:
+        """The same degrees under other recomputation or overlap; what is alike is kept.
+
+        bounds: add up bounds of times and bytes by tier too.
+        """
+        out = copy(self)
+        out.layout, out.bounds = layout, bounds
+        return out
+
+    def _alike(self, piece: Piece) -> _Alike:
+        """What recomputation and overlap do not change, made once."""
+        if id(piece) not in self._made:
+            bare = piece.role == "copy"
+            self._made[id(piece)] = _Alike(
+                [] if bare else [(row.op, self._row(row)) for row in self.own.rows(piece)],
+                [] if bare else messages(self.own, piece, self.net, self.formats, training=True),
+                [] if bare else list(self.own.kept(piece, self.job.kept == "fp8")),
+                self._parameters(piece),
+                self._buffer(piece),
+            )
+        return self._made[id(piece)]
 
     # --------------------------------------------------------------------------------- rows
     def rows(self, piece: Piece) -> Iterator[RowCost]:
         """Seconds of each row; the optimizer's gradients are read and written by each pass."""
-        for row in self.own.rows(piece):
-            yield self._row(row, again=piece.is_layer and self._again(row.op))
+        for op, row in self._alike(piece).rows:
+            again = piece.is_layer and self._again(op)
+            yield row._replace(again=row.forward) if again else row
 
     def _again(self, op: Op) -> bool:
         if self.layout.recompute == "none" or op.name == "lm_head":
@@ -115,7 +150,7 @@ class Coster:
             return True
         return any(_DROPPED_ROWS[group](op) for group in self.layout.selective)
 
-    def _row(self, row: OwnRow, again: bool) -> RowCost:
+    def _row(self, row: OwnRow) -> RowCost:
         weighted = row.op.kind in ("linear", "grouped_linear") and bool(row.op.weights)
         moved = calc("2*moved + 2*cached", "B", moved=row.moved, cached=row.cached)
         read = add({w.name: row.weight_elements(w)[0] for w in row.op.weights}, "elements")
@@ -129,9 +164,9 @@ class Coster:
         forward = self._seconds(row, through, formed)
         if not weighted:
             twice = calc("2*forward", "s", forward=forward)
-            return RowCost(row.op.name, forward, twice, 0, forward if again else 0)
+            return RowCost(row.op.name, forward, twice, 0)
         into = self._seconds(row, gradients, formed)
-        return RowCost(row.op.name, forward, forward, into, forward if again else 0)
+        return RowCost(row.op.name, forward, forward, into)
 
     def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Any:
         gemm = row.op.gemm
@@ -150,13 +185,11 @@ class Coster:
     # --------------------------------------------------------------------------------- piece
     def cost(self, piece: Piece) -> PieceCost:
         """All numbers of a piece."""
-        rows = list(self.rows(piece)) if piece.role != "copy" else []
-        sent = []
-        if piece.role != "copy":
-            sent = messages(self.own, piece, self.net, self.formats, training=True)
+        alike = self._alike(piece)
+        rows, sent = list(self.rows(piece)), alike.sent
         out = PieceCost({}, rows, [], sent)
         n = out.numbers
-        n |= self._parameters(piece)
+        n |= alike.parameters
         n |= self._activations(piece, out)
         n |= self._times(rows, sent)
         self._wait(n, len(self.own.moes(piece)) if piece.role != "copy" else 0)
@@ -179,7 +212,8 @@ class Coster:
             n[name] = calc(f"seconds/busy{more}", "s", seconds=n[name], busy=busy, **given)
         parts = {name: n[name] for name in ("compute", "recompute", "tp", "ep", "cp")}
         n["time"] = add(parts, "s")
-        n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
+        if "upper" in n:
+            n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
 
     def _parameters(self, piece: Piece) -> dict[str, Any]:
         parts: dict[str, dict[str, Any]] = {"dense": {}, "experts": {}}
@@ -192,8 +226,8 @@ class Coster:
         selective = self.layout.recompute == "selective" and piece.is_layer
         everything: dict[str, Any] = {}
         kept: dict[str, Any] = {}
-        found = list(self.own.kept(piece, self.job.kept == "fp8")) if piece.role != "copy" else []
-        for i, (tensor, size) in enumerate(found):
+        alike = self._alike(piece)
+        for i, (tensor, size) in enumerate(alike.kept):
             name = f"{tensor.name} {i}"
             everything[name] = size
             always = tensor.name in ("logits", "head_input")  # no layer: never computed again
@@ -204,7 +238,7 @@ class Coster:
         return {
             "kept": held,
             "workspace": calc("total - kept", "B", total=total, kept=held),
-            "buffer": self._buffer(piece),
+            "buffer": alike.buffer,
         }
 
     def _buffer(self, piece: Piece) -> Any:
@@ -241,23 +275,12 @@ class Coster:
         if full:  # the forward pass again, messages included
             b = {x: calc("back + again", "s", back=b[x], again=f[x]) for x in b}
         exposed = self._exposed(f, b, forward, calc("b + r", "s", b=backward, r=again))
-        every = ("tp", "etp", "ep", "cp")
-        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
-        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
-        if full:
-            upper.append(upper[0])
-            lower.append(lower[0])
         compute = calc("forward + backward", "s", forward=forward, backward=backward)
         work = calc("compute + again", "s", compute=compute, again=again)
         parts = {x: calc("f + b", "s", f=exposed[x][0], b=exposed[x][1]) for x in groups}
         back = add({x: exposed[x][1] for x in groups}, "s")
-        links = {x: _sent(sent, x, full) for x in ("up", "out")}
         return {
-            "lower": calc(
-                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
-            ),
             "time": calc("work + tp + ep + cp", "s", work=work, **parts),
-            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
             "backward": calc(
                 "backward + again + sent", "s", backward=backward, again=again, sent=back
             ),
@@ -265,7 +288,23 @@ class Coster:
             "compute": compute,
             "recompute": again,
             **parts,
-            **links,
+            **(self._bounds(sent, work, full) if self.bounds else {}),
+        }
+
+    def _bounds(self, sent: list[Message], work: Any, full: bool) -> dict[str, Any]:
+        """Seconds where all messages run under compute, and where none do; bytes by tier."""
+        every = ("tp", "etp", "ep", "cp")
+        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
+        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
+        if full:
+            upper.append(upper[0])
+            lower.append(lower[0])
+        return {
+            "lower": calc(
+                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
+            ),
+            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
+            **{x: _sent(sent, x, full) for x in ("up", "out")},
         }
 
     def _slowed(self, seconds: Any, sent: list[Message]) -> Any:

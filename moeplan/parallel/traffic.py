@@ -65,12 +65,17 @@ def collective(
     inside: Any,
     forward: Any,
     backward: Any,
+    *,
+    tiers: bool = True,
 ) -> Message:
-    """A collective, or a message to the next rank of a group."""
-    sent = net.sent(op, size, n)
-    # of a ring, one hop in `inside` leaves the domain
-    out = calc("pick(inside >= n, 0, sent/inside)", "B", inside=inside, n=n, sent=sent)
-    up = calc("sent - out", "B", sent=sent, out=out)
+    """A collective, or a message to the next rank of a group. tiers: count bytes by link tier."""
+    up: Any = 0
+    out: Any = 0
+    if tiers:
+        sent = net.sent(op, size, n)
+        # of a ring, one hop in `inside` leaves the domain
+        out = calc("pick(inside >= n, 0, sent/inside)", "B", inside=inside, n=n, sent=sent)
+        up = calc("sent - out", "B", sent=sent, out=out)
     seconds = net.seconds(op, size, n, inside)
     return Message(op, group, size, n, inside, up, out, seconds, seconds, seconds, forward,
                    backward)  # fmt: skip

@@ -193,6 +193,11 @@ class TrainingPlan:
 
     def costs(self, layout: Layout, v: dict[str, Any], *, explained: bool) -> list[PieceCost]:
         """Each piece's numbers under degrees v (numbers, quantities, or arrays)."""
+        coster = self.coster(layout, v, explained=explained)
+        return [coster.cost(piece) for piece in self.pieces.all]
+
+    def coster(self, layout: Layout, v: dict[str, Any], *, explained: bool = False) -> Coster:
+        """What costs pieces under degrees v, with a layout's kinds."""
         job = self.job
         sequence = job.sequence if explained else self.sequence
         work = Workload("train", B=1, S=self.sequence, C=self.sequence)
@@ -210,8 +215,7 @@ class TrainingPlan:
             explained=explained,
         )
         own = Divided(degrees, self.account)
-        coster = Coster(own, layout, job, self.net, self.times, self.optimizer.gradients)
-        return [coster.cost(piece) for piece in self.pieces.all]
+        return Coster(own, layout, job, self.net, self.times, self.optimizer.gradients)
 
     def inputs(self, layout: Layout, v: dict[str, Any]) -> StepInputs:
         """What a step's formulas take."""

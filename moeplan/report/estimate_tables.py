@@ -122,7 +122,8 @@ def _parameters(e: Estimate) -> Table:
     if _value(p["mtp"]):
         table.notes.append(
             f"apart: multi-token prediction {_value(p['mtp']):,}, "
-            f"{_value(p['mtp_active']):,} active, without shared embedding and head"
+            f"{_value(p['mtp_active']):,} active; {_value(p['mtp_active_with_shared']):,} with the "
+            "embedding and head of the model"
         )
     return table
 

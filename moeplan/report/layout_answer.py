@@ -27,7 +27,14 @@ from moeplan.parallel.optime import stack_named
 from moeplan.parallel.table import HIDDEN
 from moeplan.quantity import Quantity, plain
 
-__all__ = ["serving_answer", "training_answer"]
+__all__ = [
+    "assumed",
+    "bare_tree",
+    "power_of",
+    "price_of",
+    "serving_answer",
+    "training_answer",
+]
 
 _SHOWN = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "edp", "zero", "microbatch", "batch", "m")
 _KINDS = ("sp", "schedule", "recompute", "overlap", "order", "split")
@@ -67,12 +74,12 @@ def training_answer(
         f"exchange: dispatch in {job.dispatch}, combine in {job.combine}, {job.policy}, "
         f"the fullest GPU {plain(job.imbalance):g} times the mean",
         f"account {job.account}: {account_named(job.account).about}",
-        *([] if job.tokens is None else [_price(job, cluster), _power(job, cluster)]),
+        *([] if job.tokens is None else [price_of(job, cluster), power_of(job, cluster)]),
     ]
     if job.tokens is None:
         numbers = {n: x for n, x in numbers.items() if n not in ("dollars", "energy")}
-    out["assumptions"] = _assumptions(numbers, job.stack, more)
-    return _bare_tree(out)
+    out["assumptions"] = assumed(numbers, job.stack, more)
+    return bare_tree(out)
 
 
 def serving_answer(
@@ -98,10 +105,10 @@ def serving_answer(
         f"{plain(job.imbalance):g} times the mean, {plain(job.overlap):.0%} of it under compute",
         f"drafted tokens: {plain(job.draft)}{accepted}; queueing: TTFT is {plain(job.queueing):g} "
         "times the prefill",
-        _price(job, cluster),
+        price_of(job, cluster),
     ]
-    out["assumptions"] = _assumptions(found, job.stack, more)
-    return _bare_tree(out)
+    out["assumptions"] = assumed(found, job.stack, more)
+    return bare_tree(out)
 
 
 def _head(
@@ -135,7 +142,8 @@ def _job(job: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(job, name) for name in names}
 
 
-def _price(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
+def price_of(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
+    """The price of a GPU-hour in words, with its source."""
     device, given = cluster.gpu.id, job.price
     if given is not None and (not isinstance(given, str) or "$" in given):
         return f"price: {given}, as given"
@@ -147,7 +155,8 @@ def _price(job: TrainingJob | ServingJob, cluster: Cluster) -> str:
     return f"price: ${plain(found.per_hour):.2f} a GPU-hour ({found.kind}{where})"
 
 
-def _power(job: TrainingJob, cluster: Cluster) -> str:
+def power_of(job: TrainingJob, cluster: Cluster) -> str:
+    """The power of a GPU in words, with its source."""
     if job.power is not None:
         return f"power: {plain(job.power):,g} W a GPU, all in, as given"
     found = all_in_power(cluster.gpu.id)
@@ -157,7 +166,7 @@ def _power(job: TrainingJob, cluster: Cluster) -> str:
     return f"power: {found.value:,g} W a GPU, all in{where}"
 
 
-def _assumptions(found: Mapping[str, Any], stack: str, more: list[str]) -> list[dict[str, Any]]:
+def assumed(found: Mapping[str, Any], stack: str, more: list[str]) -> list[dict[str, Any]]:
     """The stack with all its parts, what the numbers assume below them, and what the job does."""
     s = stack_named(stack)
     out = [
@@ -185,7 +194,8 @@ def _entry(why: str) -> dict[str, Any]:
     return {"symbol": "", "value": None, "unit": "", "why": why}
 
 
-def _bare_tree(out: Mapping[str, Any]) -> dict[str, Any]:
+def bare_tree(out: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with plain numbers for quantities, and None for what is not finite."""
     return {name: _bare(x) for name, x in out.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
 
-__all__ = ["layout_tables"]
+__all__ = ["STEP", "assumption_table", "layout_tables"]
 
 WORD = Column("", "left")
 UNKNOWN = "not known"
@@ -40,11 +40,11 @@ def layout_tables(a: Answer) -> list[Table]:
             tables += [_head(a["prefill"], "prefill, "), *(f(a["prefill"]) for f in _OF_PREFILL)]
         elif a["fits"]:
             tables.append(_throughput(a))
-        return [*tables, *([_pool(a)] if "pool" in a else []), _assumptions(a)]
+        return [*tables, *([_pool(a)] if "pool" in a else []), assumption_table(a)]
     tables = [_head(a), _degrees(a), _memory(a)]
     if len(a["by_rank"]) > 1:
         tables.append(_ranks(a))
-    return [*tables, _traffic(a), _step(a), _speed(a), _assumptions(a)]
+    return [*tables, _traffic(a), _step(a), _speed(a), assumption_table(a)]
 
 
 def _gib(size: float) -> str:
@@ -365,7 +365,8 @@ _OF_PREFILL = (_degrees, _instance)
 
 
 # ---------------------------------------------------------------------------------- assumptions
-def _assumptions(a: Answer) -> Table:
+def assumption_table(a: Answer) -> Table:
+    """What an answer's figures assume, as notes."""
     table = Table(f"Assumptions behind these figures ({len(a['assumptions'])})", [])
     for entry in a["assumptions"]:
         name = ""

@@ -78,6 +78,8 @@ class Parameters(_Section):
     mtp: int
     """Parameters of multi-token-prediction modules, without shared embedding and head."""
     mtp_active: int
+    mtp_active_with_shared: int
+    """The same with the embedding and the output head, which are the model's own."""
     buffers: int
     """Values kept in the checkpoint that no gradient trains (selection biases)."""
     by_component: dict[str, int]

@@ -63,6 +63,21 @@ def test_zaya1_8b() -> None:
     assert count(model) * 2 / 1e9 == pytest.approx(17.68, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("name", "total", "definition", "touched"),
+    [
+        ("inkling", 975, "all", 41),
+        ("ernie-4.5-vl-28b-a3b", 28.6, "without_embeddings", 3.09),
+        ("privacy-filter", 1.4, "without_embeddings", 0.0506),
+    ],
+)
+def test_published_counts(name: str, total: float, definition: str, touched: float) -> None:
+    """975 B and 41 B active; 28 B and 3 B, without its tower; 50 M active beside the tables."""
+    model = load_preset(name)
+    assert count(model) / 1e9 == pytest.approx(total, rel=0.002)
+    assert active(model)[definition].value / 1e9 == pytest.approx(touched, rel=0.002)
+
+
 def test_ring_linear() -> None:
     """16.4 B and 1.6 B active, 957 M of them in layers; 104 B and 6.1 B in the larger one."""
     model = load_preset("ring-mini-linear-2.0")
