@@ -118,7 +118,7 @@ def memory(
     }
 
 
-def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
+def exchange(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any] | None:
     """All-to-all traffic of expert parallelism, per MoE layer and per step; None if dense."""
     moe = spec.moe
     if moe is None:
@@ -160,7 +160,16 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
         "per_layer": _directions(result),
         "forward_step": _directions(result.per_step(layers)),
         "training_step": _directions(result.per_step(layers, backward=True)),
+        "time": Later(partial(_exchange_time, gpu, result, node, layers, s["policy"])),
     }
+
+
+def _exchange_time(
+    gpu: Gpu, result: AllToAll, node: Quantity, layers: Quantity, policy: str
+) -> dict[str, Any] | None:
+    from moeplan.estimation.exchange_time import exchange_time  # loads tables: only when asked
+
+    return exchange_time(gpu, result, node.value, layers, kernels=policy != "copies")
 
 
 def _grouping(symbol: str, key: str, value: Number) -> Quantity:
@@ -227,15 +236,17 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu, stored: StoredTensors) -> dict[
                 for bound in BOUNDS
             },
             **found,
-            "calibrated": Later(partial(_calibrated, spec, work, gpu)),
+            "calibrated": Later(partial(_calibrated, spec, work, gpu, stored)),
         }
     return out
 
 
-def _calibrated(spec: ModelSpec, work: Workload, gpu: Gpu) -> dict[str, Any] | None:
-    from moeplan.estimation.expected import expected  # loads numpy and the fits: only when asked
+def _calibrated(
+    spec: ModelSpec, work: Workload, gpu: Gpu, stored: StoredTensors
+) -> dict[str, Any] | None:
+    from moeplan.estimation.expected import expected  # loads the fits: only when asked
 
-    return expected(spec, work, gpu)
+    return expected(spec, work, gpu, stored)
 
 
 def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
@@ -252,7 +263,7 @@ def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
 
 
 def cost(s: Scenario, gpu: Gpu, seconds: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Dollars per million tokens at the floor; None where no price of the GPU is known."""
+    """Dollars per million tokens at the floor and the expected time; None without a known price."""
     found = hourly_price(s, gpu)
     if found is None:
         return None
@@ -273,5 +284,19 @@ def cost(s: Scenario, gpu: Gpu, seconds: Mapping[str, Any]) -> dict[str, Any] | 
                 tokens=section["tokens"],
             )
             for bound in BOUNDS
-        }
+        } | {"expected": Later(partial(_expected_cost, per_hour, section))}
     return out
+
+
+def _expected_cost(per_hour: Quantity, section: Mapping[str, Any]) -> Quantity | None:
+    """Dollars per million tokens at the expected time; None without a calibration."""
+    calibrated = section["calibrated"]()
+    if calibrated is None:
+        return None
+    return derive(
+        "price/3600*seconds/tokens*1000000",
+        "$",
+        price=per_hour,
+        seconds=calibrated["expected"],
+        tokens=section["tokens"],
+    )
