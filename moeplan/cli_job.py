@@ -39,8 +39,10 @@ __all__ = [
     "SaveOption",
     "ServeOption",
     "TrainOption",
+    "as_path",
     "chosen",
     "estimate_on_layout",
+    "job_fields",
     "option",
     "show_answer",
     "takes_job",
@@ -201,7 +203,7 @@ def estimate_on_layout(
             verb = "needs" if len(wrong) == 1 else "need"
             raise UserError(f"{', '.join(wrong)} {verb} --layout, such as --layout tp=2,ep=8")
         return None
-    named = [x for x in (model, preset, None if config is None else _as_path(config)) if x]
+    named = [x for x in (model, preset, None if config is None else as_path(config)) if x]
     if len(named) > 1:
         raise UserError("one model is needed and several were given")
     meant = {
@@ -219,7 +221,7 @@ def estimate_on_layout(
     return chosen(first, layout, cluster, job, train=train, serve=serve, plan=plan)
 
 
-def _as_path(config: Path) -> str:
+def as_path(config: Path) -> str:
     """A path that cannot be taken for a preset's name."""
     text = str(config)
     return text if text.endswith(".json") or "/" in text or "\\" in text else f"./{text}"
@@ -265,13 +267,18 @@ def _of_options(
     from moeplan.parallel.job_values import job_of
     from moeplan.plan.chosen import Chosen
 
-    _belongs(job, training=train)
+    kinds, fields = job_fields(job, training=train)
     gpus = int(cluster_named(cluster).gpus.value)
-    kinds = [f"{n}={job[n]}" for n in _KINDS if n in job]
     layout = _parsed(",".join([degrees, *kinds]), gpus)
-    fields = {_FIELDS.get(name, name): x for name, x in job.items() if name not in _KINDS}
     found = job_of(fields, training=train, where=lambda name: option(_NAMES.get(name, name)))
     return Chosen(model, cluster, layout, found)
+
+
+def job_fields(job: Mapping[str, Any], *, training: bool) -> tuple[list[str], dict[str, Any]]:
+    """Of a job's options: the layout's kinds as name=value, and the fields of the job."""
+    _belongs(job, training=training)
+    kinds = [f"{n}={job[n]}" for n in _KINDS if n in job]
+    return kinds, {_FIELDS.get(name, name): x for name, x in job.items() if name not in _KINDS}
 
 
 def _parsed(text: str, gpus: int) -> Any:
