@@ -188,7 +188,7 @@ class _Kept:
         self.left = 0
 
     def add(self, table: dict[str, Any]) -> None:
-        """Keep every so-manieth point."""
+        """Keep every n-th point."""
         n = len(table["reason"])
         self.left += int((table["reason"] != "").sum())
         first = -self._at % self._step
@@ -256,7 +256,8 @@ def _draw(made: Sweep, table: dict[str, Any], names: list[str], out: Path | None
     about = " · ".join([made.setting.model, made.setting.cluster, made.setting.degrees, *linked])
     about = " · ".join(part for part in about.split(" · ") if part)
     title = f"{names[1]} against {names[0]}"
-    for path in draw_sweep(table, names, base.with_name(f"{base.name}-{short}"), title, about):
+    stem = base.with_name(f"{base.name}-{short}")
+    for path in draw_sweep(table, names, stem, title, about, made.units):
         print(path, file=sys.stderr)
 
 

@@ -32,7 +32,7 @@ from moeplan.presets import preset
 from moeplan.quantity import Quantity, Source, evaluate
 from moeplan.sweep.inputs import Input, config_key
 
-__all__ = ["Answer", "Setting", "answer", "first_answer"]
+__all__ = ["Answer", "Setting", "answer", "first_answer", "metric_units"]
 
 Answer = tuple[dict[str, Any], Any]
 """Columns by metric (arrays or lists of one length), and a reason for each point ("" if none)."""
@@ -336,3 +336,10 @@ def first_answer(setting: Setting, metrics: Sequence[str]) -> list[str]:
                 f"{', '.join(sorted(keys))}"
             )
     return keys
+
+
+def metric_units(setting: Setting, metrics: Sequence[str]) -> dict[str, str]:
+    """Units of metrics of the estimate, where they have one."""
+    found = Estimate(load_model(setting.model), Scenario.of(**dict(setting.scenario)))
+    leaves = {name: found[name] for name in metrics}
+    return {name: q.unit for name, q in leaves.items() if isinstance(q, Quantity) and q.unit}

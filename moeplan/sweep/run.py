@@ -16,7 +16,7 @@ from moeplan.errors import UserError, near_miss
 from moeplan.load import load_model
 from moeplan.sweep.axes import Axis, Formula
 from moeplan.sweep.inputs import Input, Target, base_values, input_named, inputs, unknown_input
-from moeplan.sweep.points import Setting, answer, first_answer
+from moeplan.sweep.points import Setting, answer, first_answer, metric_units
 from moeplan.units import Kind, parse
 
 __all__ = ["CHUNK", "DEFAULT_METRICS", "Sweep"]
@@ -159,6 +159,16 @@ class Sweep:
         """Names of the columns: axes (slow ones first), formulas, metrics, reason."""
         axes = [a.name for a in (*self._slow, *self._fast)]
         return [*axes, *(f.name for f in self.formulas), *self.metrics, "reason"]
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the columns that have one."""
+        if self.setting.target == "estimate":
+            return metric_units(self.setting, self.metrics)
+        ends = {"memory": "B", "sent": "B", "step": "s", "time": "s", "ttft": "s", "tpot": "s",
+                "seconds": "s", "prefill_seconds": "s", "energy": "J", "dollars": "$"}  # fmt: skip
+        found = {name: ends.get(name, ends.get(name.split("_")[0], "")) for name in self.metrics}
+        return {name: unit for name, unit in found.items() if unit and "flops" not in name}
 
     @property
     def tasks(self) -> Iterator[tuple[tuple[Any, ...], int, int]]:

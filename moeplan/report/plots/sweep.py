@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ import numpy as np
 from moeplan._version import __version__
 from moeplan.errors import UserError
 from moeplan.report.plots import FORMATS, save_figure
-from moeplan.report.plots.sheet import look
+from moeplan.report.plots.sheet import brief, look
 from moeplan.report.style import INK, model_style
-from moeplan.units import fmt_count
+from moeplan.units import fmt_bytes, fmt_count, fmt_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,17 @@ _LINES = 8  # different values of the third column that are lines; more are a sc
 _WIDE = 20  # last over first from which an axis is logarithmic
 
 
-def plot_sweep(table: dict[str, Any], names: Sequence[str], title: str, about: str) -> Figure:
-    """x, y and, if named, the third column. Points without a number are left out."""
+def plot_sweep(
+    table: dict[str, Any],
+    names: Sequence[str],
+    title: str,
+    about: str,
+    units: Mapping[str, str] | None = None,
+) -> Figure:
+    """x, y and, if named, the third column. Points without a number are left out.
+
+    units: of columns that have one, for their ticks ("B" bytes, "s" seconds).
+    """
     from matplotlib.figure import Figure
 
     columns = [np.asarray(table[name]) for name in names]
@@ -51,8 +60,9 @@ def plot_sweep(table: dict[str, Any], names: Sequence[str], title: str, about: s
             (axes.xaxis, shown[0], names[0]),
             (axes.yaxis, shown[1], names[1]),
         ):
-            _scaled(axis, column)
-            axis.set_label_text(name)
+            unit = (units or {}).get(name, "")
+            _scaled(axis, column, _WRITE.get(unit, _short))
+            axis.set_label_text(name if unit in _WRITE or not unit else f"{name} ({unit})")
         figure.suptitle(title, x=0.02, ha="left", weight="bold", size=11)
         left_out = int((~good).sum())
         foot = about + (f" · {left_out:,} points without an answer left out" if left_out else "")
@@ -74,10 +84,13 @@ def _third(figure: Figure, axes: Axes, shown: list[Any], name: str) -> None:
         axes.legend()
         return
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     wide = third.min() > 0 and third.max() / third.min() > _WIDE
     dots = axes.scatter(x, y, c=third, s=14, cmap="cividis", norm=LogNorm() if wide else None)
-    figure.colorbar(dots, ax=axes, label=name)
+    bar = figure.colorbar(dots, ax=axes, label=name)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _line(axes: Axes, x: Any, y: Any, index: int, label: str) -> None:
@@ -92,38 +105,43 @@ def _line(axes: Axes, x: Any, y: Any, index: int, label: str) -> None:
     )  # fmt: skip
 
 
-def _scaled(axis: Any, values: Any) -> None:
+def _scaled(axis: Any, values: Any, write: Callable[[float], str]) -> None:
     """A logarithmic axis where values are spread widely; ticks in the field's short form."""
     from matplotlib.axis import XAxis
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     low, high = float(values.min()), float(values.max())
     logarithmic = low > 0 and high / low > _WIDE
     if logarithmic:
         (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
         axis.set_minor_formatter(NullFormatter())
-    if isinstance(axis, XAxis) and logarithmic and len(np.unique(values)) <= 12:
+    if isinstance(axis, XAxis) and len(np.unique(values)) <= 9:
         axis.set_ticks(np.unique(values))
-        axis.set_minor_locator(_none())
-    axis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
-
-
-def _none() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda v, _: write(v)))
 
 
 def _short(value: float) -> str:
     """1.5k, 64, 0.02, 3e-05."""
-    return fmt_count(value).replace(" ", "") if abs(value) >= 1000 else f"{value:.3g}"
+    return brief(fmt_count(value)).replace(" ", "") if abs(value) >= 1000 else f"{value:.3g}"
+
+
+_WRITE: Mapping[str, Callable[[float], str]] = {
+    "B": lambda x: brief(fmt_bytes(x)) if x else "0",
+    "s": lambda x: brief(fmt_time(x)) if x else "0",
+}
 
 
 def draw_sweep(
-    table: dict[str, Any], names: Sequence[str], stem: Path, title: str, about: str
+    table: dict[str, Any],
+    names: Sequence[str],
+    stem: Path,
+    title: str,
+    about: str,
+    units: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Save the plot as PNG and SVG beside each other, and return the files."""
-    figure = plot_sweep(table, names, title, about)
+    figure = plot_sweep(table, names, title, about, units)
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         return save_figure(figure, stem, FORMATS)
