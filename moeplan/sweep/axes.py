@@ -154,14 +154,10 @@ class Formula:
     @property
     def names(self) -> tuple[str, ...]:
         """What it uses."""
-        calls = {id(n.func) for n in ast.walk(self._tree()) if isinstance(n, ast.Call)}
-        return tuple(
-            dict.fromkeys(
-                n.id
-                for n in ast.walk(self._tree())
-                if isinstance(n, ast.Name) and id(n) not in calls
-            )
-        )
+        tree = self._tree()
+        calls = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+        found = (n for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in calls)
+        return tuple(dict.fromkeys(n.id for n in found))
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
         """The value over numbers or float64 arrays (nan or inf where it has none)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
@@ -68,17 +69,21 @@ def _spec(model: str, given: Mapping[Input, Any]) -> ModelSpec:
     spec = load_model(model)
     if not changed:
         return spec
-    config = config_data(model)[1] if looks_like_path(model) else dict(preset(model).config)
-    config = dict(config)
+    config = config_data(model)[1] if looks_like_path(model) else preset(model).config
+    config = deepcopy(config)
     for i, x in changed.items():
-        key = i.key
-        if i.name == i.key:  # a name of ours, not config.KEY
-            key = config_key(spec, config, i.key)
-        elif key not in config:
+        ours = i.name == i.key  # a name of ours, not config.KEY
+        path = config_key(spec, config, i.key) if ours else i.key
+        *outer, last = path.split(".")
+        here = config
+        for part in outer:
+            here = here.get(part) if isinstance(here, dict) else {}
+        if not isinstance(here, dict) or last not in here:
             raise UserError(
-                f"--vary config.{key}: the model's config has no such key{near_miss(key, config)}"
+                f"--vary config.{i.key}: the model's config has no such key"
+                f"{near_miss(last, here or config)}"
             )
-        config[key] = _whole(x)
+        here[last] = _whole(x)
     return read_config(config, model, origin=f"{model}, varied")
 
 

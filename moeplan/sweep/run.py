@@ -102,12 +102,17 @@ class Sweep:
         if self.size > _MOST:
             raise UserError(f"{self.size:.2g} points are too many, the most is {_MOST:.0e}")
         target: Target = self.setting.target  # type: ignore[assignment]
+        self._check_formulas()
         used = {name for f in self.formulas for name in f.names}
-        words = {a.name for a in self.axes if not a.numeric}
         for name in names:
             if input_named(name, target) is None and name not in used:
                 raise unknown_input(name, target)
+        self._check_words(target)
+        first_answer(self.setting, self.metrics)
+
+    def _check_formulas(self) -> None:
         base = base_values(load_model(self.setting.model))
+        words = {a.name for a in self.axes if not a.numeric}
         known = dict.fromkeys([a.name for a in self.axes])
         for formula in self.formulas:
             for name in formula.names:
@@ -119,8 +124,6 @@ class Sweep:
                         f"{near_miss(name, [*known, *base])}"
                     )
             known[formula.name] = None
-        self._check_words(target)
-        first_answer(self.setting, self.metrics)
 
     def _check_words(self, target: Target) -> None:
         for axis in self.axes:
