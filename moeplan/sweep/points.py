@@ -71,6 +71,7 @@ def _spec(model: str, given: Mapping[Input, Any]) -> ModelSpec:
         return spec
     config = config_data(model)[1] if looks_like_path(model) else preset(model).config
     config = deepcopy(config)
+    here: Any
     for i, x in changed.items():
         ours = i.name == i.key  # a name of ours, not config.KEY
         path = config_key(spec, config, i.key) if ours else i.key
