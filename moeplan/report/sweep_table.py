@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moeplan.report.tables import Column, Table
-from moeplan.units import fmt_count
+from moeplan.units import fmt_bytes, fmt_count, fmt_time
 
 if TYPE_CHECKING:
     from moeplan.sweep import Sweep
@@ -27,9 +27,9 @@ def sweep_table(sweep: Sweep, rows: Sequence[Sequence[Any]], width: int = 120) -
     table = Table(f"Sweep of {sweep.setting.model}", columns)
     reasons = dict.fromkeys(row[-1] for row in rows if row[-1])
     told = {text: number for number, text in enumerate(reasons, 1)}
-    empty = len(sweep.metrics)
+    empty, units = len(sweep.metrics), sweep.units
     for row in rows:
-        cells = [_cell(x) for x in row[:-1]]
+        cells = [_cell(x, units.get(name, "")) for x, name in zip(row, names, strict=False)]
         if row[-1]:
             cells[-empty:] = [f"({told[row[-1]]})", *[""] * (empty - 1)]
         table.rows.append(cells)
@@ -71,13 +71,16 @@ def _head(name: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
+def _cell(value: Any, unit: str) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        if abs(value) >= 100_000:
-            return fmt_count(value)
-        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    return str(value)
+    if unit in _WRITE:
+        return _WRITE[unit](value)
+    if abs(value) >= 100_000:
+        return fmt_count(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+_WRITE: dict[str, Callable[[float], str]] = {"B": fmt_bytes, "s": fmt_time}

@@ -3,13 +3,18 @@
 import csv
 import json
 import random
+import re
+import shlex
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from moeplan import api
+from moeplan.cli import app
 from moeplan.cluster.hardware import cluster
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
@@ -313,3 +318,20 @@ def test_a_mixture_of_options_is_refused(command, arguments, said):
     assert (done.code, done.out) == (2, "")
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_the_plot_of_the_documentation_is_current(root, tmp_path):
+    text = " ".join((root / "docs" / "sweep.md").read_text(encoding="utf-8").split())
+    found = re.search(r"`moeplan (sweep [^`]+--out \S*granularity\.csv[^`]+)`", text)
+    assert found
+    words = shlex.split(found[1])
+    at = words.index("--out") + 1
+    words[at] = str(tmp_path / "granularity.csv")
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    [image] = (root / "docs" / "img" / "sweep").glob("*.png")
+    pinned = re.search(r"^matplotlib==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    if matplotlib.__version__ != pinned[1]:
+        pytest.skip(f"matplotlib {matplotlib.__version__} is not the pinned {pinned[1]}")
+    assert (tmp_path / image.name).read_bytes() == image.read_bytes()
