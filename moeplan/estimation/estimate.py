@@ -31,8 +31,7 @@ class Estimate:
     def __init__(self, spec: ModelSpec, scenario: Scenario) -> None:
         self.spec = spec
         self.scenario = scenario
-        device = scenario["gpu"]
-        self.gpu: Gpu = device if isinstance(device, Gpu) else gpu(device)
+        self.gpu: Gpu = gpu(scenario["gpu"])
         if "weights" in scenario.given:
             chosen = spec.checkpoint.stored_as(scenario["weights"])
             spec = self.spec = replace(spec, checkpoint=chosen)

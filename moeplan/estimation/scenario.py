@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from moeplan.cluster.hardware import Gpu
 from moeplan.errors import UserError, near_miss
 from moeplan.estimation.all_to_all import ROW_FORMATS, Policy
 from moeplan.model.workload import Mask
@@ -104,8 +103,6 @@ class Scenario:
 
 
 def _check(name: str, value: Any) -> None:
-    if name == "gpu" and isinstance(value, Gpu):
-        return
     numeric = isinstance(DEFAULTS[name].value, (int, float)) or name in ("ep", "price", "draft")
     if isinstance(value, str):
         if numeric and name != "price":

@@ -15,7 +15,7 @@ from moeplan.report.plots.sheet import look
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "PLOTS", "draw", "plot", "save_figure", "skipped"]
+__all__ = ["FORMATS", "PLOTS", "draw", "plot", "skipped"]
 
 FORMATS = ("png", "svg")
 
@@ -81,13 +81,13 @@ def draw(
         into.mkdir(parents=True, exist_ok=True)
         for name in PLOTS:
             if name not in left_out:
-                files += save_figure(plot(name, estimates), into / name, formats)
+                files += _save(plot(name, estimates), into / name, formats)
     except OSError as problem:
         raise UserError(f"{folder}: plots cannot be written there ({problem})") from None
     return files
 
 
-def save_figure(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
+def _save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
     """Write a figure without the date and the library's version, which would change the bytes."""
     bare: dict[str, dict[str, Any]] = {
         "png": {"Software": None},
@@ -96,7 +96,7 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path
     files = []
     with look():
         for kind in formats:
-            file = stem.with_name(f"{stem.name}.{kind}")
+            file = stem.with_suffix(f".{kind}")
             figure.savefig(file, format=kind, dpi=_DOTS_PER_INCH, metadata=bare[kind])
             files.append(file)
     return files
