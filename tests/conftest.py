@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Set before anything imports these libraries; commands that tests start inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ["MPLBACKEND"] = "Agg"
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # the workers already fill the cores
+# Tensors are tiny here, and threads that wait for each other on a busy machine cost ten times more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Two runs of one state must agree, so the examples are fixed unless someone asks to explore:
 # HYPOTHESIS_PROFILE=dev draws new ones on every run.

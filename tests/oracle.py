@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pytest
@@ -32,15 +33,16 @@ __all__ = [
 
 # model_type in the file -> what transformers calls the same architecture
 ALIASES: dict[str, str] = {"kimi_k2": "deepseek_v3"}
-# Words that transformers uses for another architecture ("ernie" is a BERT there).
-FOREIGN = frozenset(("ernie",))
+# Words that transformers uses for another architecture: "ernie" is a BERT, "git" reads images.
+FOREIGN = frozenset(("ernie", "git"))
 # Wrappers whose conversion table only fits the whole model; others build their text model.
 WHOLE = frozenset(("gemma4", "llama4", "qwen4_exp"))
 OTHER_PARTS = re.compile(
     r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
     r"audio_tower|talker|code2wav|vit_large_projector|patch_merge_mlp|projector|sam_model|"
     r"qwen2_model|patch_merger|pre_mm_projector_norm|vision_language_adapter|"
-    r"vision_adapter|vision_projection)\.|(^|\.)(image_newline|view_seperator)$"
+    r"vision_adapter|vision_projection|resampler_model|audio|mm_projector|mlp1|"
+    r"perception|ctc_timestamp)\.|(^|\.)(image_newline|view_seperator)$"
 )
 # Prefixes of older files that the tables put before newer ones on the way back.
 OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
@@ -60,9 +62,41 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     ),
     "aria": LLAVA,
     "deepseek_ocr2": OLDER,
+    "diffusion_gemma": (
+        (
+            r"^model\.encoder\.language_model\.(?!.*layer_scalar)",
+            "model.decoder.",
+            "the two share these tensors, and saved files have them once, as the decoder's",
+        ),
+    ),
+    "ernie4_5_vl_moe": ((r"^model\.language_model\.model\.", "model.", "the same"),),
     "gemma4": OLDER,
     "glm4v_moe": OLDER,
     "glm5_next": OLDER,
+    **dict.fromkeys(("internvl", "llava", "llava_next", "llava_onevision"), LLAVA),
+    "kimi_k25": (
+        *LLAVA,
+        (
+            r"^language_model\.model\.blocks\.",
+            "language_model.model.layers.",
+            "a word of the tower",
+        ),
+    ),
+    **dict.fromkeys(("lfm2_vl", "lfm3_vl", "ovis2"), OLDER),
+    "nemo_speechlm": (
+        (r"^model\.language_model\.", "llm.", "a prefix that only the head has"),
+        (r"\._fp32_params\.", ".", "a holder for what stays in fp32"),
+    ),
+    "inkling2": ((r"^model\.llm\.model\.llm\.", "model.llm.", "a prefix that comes twice"),),
+    "inkling_mm_model": (
+        (
+            r"^model\.language_model\.model\.embed_tokens\.embed_norm\.",
+            "model.llm.embed_norm.",
+            "the same",
+        ),
+        (r"^model\.language_model\.model\.embed_tokens\.", "model.llm.embed.", "the same"),
+        (r"^model\.language_model\.model\.", "model.llm.", "the same"),
+    ),
     "minimax_m3_vl": LLAVA,
     "mistral3": LLAVA,
     "mistral_large4": (
@@ -74,6 +108,9 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
     "qwen3_omni_moe": THINKER,
     "qwen3_omni_moe_thinker": THINKER,
     "qwen3_vl_moe": OLDER,
+    "qwen4_exp": (
+        (r"^model\.language_model\.model\.language_model\.", "model.language_model.", "the same"),
+    ),
     "unlimited_ocr": OLDER,
     "step3p7": ((r"^model\.language_model\.model\.", "model.", "the same"),),
     "kimi_linear": (
@@ -93,6 +130,8 @@ ALLOCATED = {"longcat_flash": (r"\.experts\.\{e\}\.(gate|up)_proj\.weight$", "n_
 # Stacked experts that the released files hold as [in, out]: the conversion table turns them when it
 # reads such a file and does not turn them back.
 TURNED = {"qwen3_vl_moe": r"\.experts\.(gate_up|down)_proj$"}
+# Heads that transformers pads to the vocabulary, where a file says how many rows it holds.
+PADDED = {"inkling_mm_model": "model.llm.unembed.weight"}
 # Keys that say how weights are stored or loaded, not what they are.
 STORAGE = (
     "quantization_config",
@@ -139,6 +178,8 @@ def ours(spec: ModelSpec, *, mtp: bool = False) -> tuple[dict[str, Tensor], list
         for block in group.blocks:
             for weight in block.weights():
                 tensor = _evaluated(weight, block)
+                if not tensor.copies:
+                    continue
                 for name in group.tensor_names(weight):
                     if name in found:
                         faults.append(f"{name} is listed twice")
@@ -205,14 +246,57 @@ def _theirs(text: str) -> dict[str, Tensor]:
         kinds.setdefault((not value.requires_grad, tied), {})[name] = value
     out: dict[str, Tensor] = {}
     for (buffer, tied), values in kinds.items():
-        named = revert_weight_conversion(model, values)
-        for name, (shape, copies) in _by_expert(named).items():
+        for name, (shape, copies) in _named(model, values).items():
             if OTHER_PARTS.search(name) or (released := _released(config, name)) is None:
                 continue
             of = tied and _released(config, tied)
+            if of == released:  # one tensor under two names that the released files have once
+                continue
             if re.search(TURNED.get(config["model_type"], "$^"), name):
                 shape = (shape[0], shape[2], shape[1])
+            if released == PADDED.get(config["model_type"]):
+                rows = config["text_config"].get("unpadded_vocab_size", shape[0])
+                shape = (rows, *shape[1:])
             out[released] = Tensor(shape, _copies(config, name, copies), buffer, of)
+    return out
+
+
+LAYER = re.compile(r"(.*?\.(?:layers|blocks|block)\.)(\d+)(\..+)")
+
+
+def _named(model: Any, values: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Hub name to shape and copies. Of layers that hold the same, one is renamed and split.
+
+    The conversion tables treat all layers of a stack alike, and splitting the experts of each takes
+    most of the time. Where a name does not hold its layer's index, each layer is converted.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    stacks: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, value in values.items():
+        stack, index, rest = found.groups() if (found := LAYER.match(name)) else ("", "-1", name)
+        stacks.setdefault((stack, int(index)), {})[rest] = value
+    alike: dict[Any, list[int]] = {}
+    for (stack, index), held in stacks.items():
+        shapes = frozenset((rest, tuple(value.shape)) for rest, value in held.items())
+        alike.setdefault((stack, shapes), []).append(index)
+
+    def converted(stack: str, index: int) -> dict[str, tuple[tuple[int, ...], int]]:
+        at = f"{stack}{index}" if stack else ""
+        one = {at + rest: value for rest, value in stacks[stack, index].items()}
+        return _by_expert(revert_weight_conversion(model, one))
+
+    out: dict[str, tuple[tuple[int, ...], int]] = {}
+    for (stack, _), (first, *others) in alike.items():
+        named = converted(stack, first)
+        out |= named
+        place = re.compile(rf"\.{first}(?=\.|$)")
+        same = all(place.search(name) for name in named)
+        for index in others:
+            if same:
+                out |= {place.sub(f".{index}", name, count=1): of for name, of in named.items()}
+            else:
+                out |= converted(stack, index)
     return out
 
 
@@ -237,11 +321,12 @@ def _build(config: dict[str, Any]) -> Any:
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
         AutoModelForSeq2SeqLM,
+        AutoModelForTokenClassification,
     )
 
     read = their_config(config)
     kinds: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    kinds = (*kinds, AutoModelForMultimodalLM)
+    kinds = (*kinds, AutoModelForMultimodalLM, AutoModelForTokenClassification)
     if read.is_encoder_decoder:
         kinds = (AutoModelForSeq2SeqLM,)
     if config["model_type"] in WHOLE:
@@ -255,7 +340,7 @@ def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], i
     shapes: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, value in tensors.items():
         folded, expert = name, -1
-        if match := re.search(r"\bexperts\.(?:expert_)?(\d+)\.", name):
+        if match := re.search(r"(?:\bexperts\.(?:expert_)?|embedding\.shard_)(\d+)\.", name):
             folded = name[: match.start(1)] + "{e}" + name[match.end(1) :]
             expert = int(match[1])
         shapes.setdefault(folded, {})[expert] = tuple(value.shape)
@@ -263,8 +348,14 @@ def _by_expert(tensors: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], i
     for name, by_expert in shapes.items():
         places = [0] if -1 in by_expert else sorted(by_expert)
         assert places == list(range(len(by_expert))), f"{name}: experts {sorted(by_expert)}"
-        (shape,) = set(by_expert.values())
-        out[name] = shape, len(by_expert)
+        # experts of a second kind are numbered behind those of the first
+        runs = [
+            (shape, len(list(run)))
+            for shape, run in groupby(by_expert[p] for p in sorted(by_expert))
+        ]
+        assert len(runs) <= 2, f"{name}: {runs}"
+        for (shape, number), mark in zip(runs, ("{e}", "{e+}"), strict=False):
+            out[name.replace("{e}", mark)] = shape, number
     return out
 
 

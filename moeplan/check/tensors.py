@@ -91,9 +91,10 @@ def expected(spec: ModelSpec) -> dict[str, Expected]:
                 for name in group.tensor_names(weight):
                     fmt = spec.checkpoint.of(weight, name)
                     one = _expected(weight, block, fmt, group.role)
-                    if "{e}" in name:
-                        experts = int(block.sizes[weight.name].copies)
-                        out |= {name.replace("{e}", str(e)): one for e in range(experts)}
+                    if found := re.search(r"\{e\+?\}", name):
+                        first = int(evaluate(weight.first, block.values))
+                        experts = range(first, first + int(block.sizes[weight.name].copies))
+                        out |= {name.replace(found[0], str(e)): one for e in experts}
                     else:
                         out[name] = one
     return out

@@ -1,10 +1,11 @@
 """What an expert-parallel exchange sends: bytes of dispatch and combine per MoE layer and GPU.
 
-Symbols: T tokens that a GPU starts with, H hidden size, E experts, k experts a token (top-k),
-n GPUs of the expert-parallel group (ep), g of them in one node, N nodes of the group (n = g·N),
-D distinct GPUs and D_N distinct nodes that a token reaches. GPU i holds the i-th E/n experts, node
-j the GPUs j·g to (j+1)·g − 1. Shared experts are on every GPU and send nothing. Bytes are a GPU's
-own, averaged over the GPUs of the group, each sent byte counted once (sent = received).
+Symbols: T tokens that a GPU starts with, H hidden size, E experts, k experts a token (top-k), r
+of them that hold weights (all but the zero-computation ones), n GPUs of the expert-parallel group
+(ep), g of them in one node, N nodes of the group (n = g·N), D distinct GPUs and D_N distinct nodes
+that a token reaches. GPU i holds the i-th E/n experts, node j the GPUs j·g to (j+1)·g − 1. Shared
+experts are on every GPU and send nothing. Bytes are a GPU's own, averaged over the GPUs of the
+group, each sent byte counted once (sent = received).
 
 Arguments are numbers, quantities or numpy arrays that broadcast; everything is elementwise, so a
 long sweep may be cut into pieces. Illegal numbers raise UserError; illegal points of an array
@@ -158,6 +159,7 @@ def all_to_all(
     ep: Any,
     node: Any,
     *,
+    real: Any = None,
     n_group: Any = 1,
     topk_group: Any = 1,
     rule: GroupRule = "uniform",
@@ -169,8 +171,10 @@ def all_to_all(
 ) -> AllToAll:
     """Count one MoE layer's exchange for `tokens` T a GPU over `ep` GPUs in nodes of `node` GPUs.
 
-    n_group, topk_group: groups of experts, and how many a token may use; rule: how they are
-    picked (see `moeplan.model.routing.expected_distinct`). dispatch, combine: keys of ROW_FORMATS.
+    real: of a token's k experts so many hold weights, in expectation; nothing is sent for the
+    others (zero-computation experts). n_group, topk_group: groups of experts, and how many a
+    token may use; rule: how they are picked (see
+    `moeplan.model.routing.expected_distinct`). dispatch, combine: keys of ROW_FORMATS.
     imbalance: most loaded GPU's (token, expert) rows over the mean, at least 1. metadata: count
     each dispatched row's expert ids and gate weights (k of each; one of each for "copies") of
     4 bytes. Raises UserError for numbers that no layout has.
@@ -190,10 +194,16 @@ def all_to_all(
         "M": _quantity(topk_group, "M", "topk_group"),
         "imbalance": _quantity(imbalance, "imbalance", "imbalance"),
     }
+    if real is not None:
+        given["r"] = _quantity(real, "r", "real")
     place = _place(given, rule)
     rows = _rows(given, place, policy)
     slowest = _slowest(given, place, policy)
-    each = derive("k", k=given["k"]) if policy != "copies" else _quantity(1, "k", "one a row")
+    each = (
+        derive("k", k=given.get("r", given["k"]))
+        if policy != "copies"
+        else _quantity(1, "k", "one a row")
+    )
 
     def traffic(row_format: str, entry: int) -> Traffic:
         meta = derive("k*entry", "B", symbol="meta", k=each, entry=entry) if metadata else None
@@ -217,6 +227,10 @@ def _place(given: dict[str, Quantity], rule: GroupRule) -> dict[str, Quantity]:
         f"{_RULE_NOTES[rule]}"
     )
     formula = f"distinct_{rule}(E, k, {{}}, G, M)"
+    if "r" in given:
+        routing["r"] = given["r"]
+        note = "n*(1 - C(P - E/n, k)/C(P, k)): k drawn of P = E*k/r, of which E hold weights"
+        formula = f"distinct_{rule}(E, k, {{}}, G, M, r)"
     n, node = _legal_ep(given), given["node"]
     gpus = derive(formula.format("n"), symbol="D", note=note, n=n, **routing)
     if is_array(gpus.value):  # routing knows more illegal points
@@ -229,7 +243,8 @@ def _place(given: dict[str, Quantity], rule: GroupRule) -> dict[str, Quantity]:
 
 def _rows(given: dict[str, Quantity], place: dict[str, Quantity], policy: Policy) -> Rows:
     """Rows a token, by where they go; by symmetry a GPU is its own target in 1 of n cases."""
-    reach: dict[str, Any] = {"k": given["k"]} if policy == "copies" else {"D": place["D"]}
+    copies = {"r": given["r"]} if "r" in given else {"k": given["k"]}
+    reach: dict[str, Any] = copies if policy == "copies" else {"D": place["D"]}
     (symbol,) = reach
     n, g, N, D_N = (place[name] for name in ("n", "g", "N", "D_N"))
     local = derive(f"{symbol}/n", "rows/token", **reach, n=n)
@@ -264,7 +279,7 @@ def _slowest(given: dict[str, Quantity], place: dict[str, Quantity], policy: Pol
     note = "the given imbalance, limited by what all tokens together can send to one GPU"
     imbalance, n = given["imbalance"], place["n"]
     if policy == "copies":
-        E, k = given["E"], given["k"]
+        E, k = given["E"], given.get("r", given["k"])
         return derive("min(imbalance, n, E/k)", note=note, imbalance=imbalance, n=n, E=E, k=k)
     return derive("min(imbalance, n/D)", note=note, imbalance=imbalance, n=n, D=place["D"])
 
@@ -379,5 +394,7 @@ def _check_word(what: str, word: str, allowed: tuple[str, ...]) -> None:
 for _rule in get_args(GroupRule):
     register(
         f"distinct_{_rule}",
-        partial(lambda rule, E, k, n, G, M: expected_distinct(E, k, n, G, M, rule), _rule),
+        partial(
+            lambda rule, E, k, n, G, M, r=None: expected_distinct(E, k, n, G, M, rule, r), _rule
+        ),
     )

@@ -193,6 +193,7 @@ def decoder(
     embed: str = "model.embed_tokens.weight",
     norm: str = "model.norm",
     head: str = "lm_head",
+    outputs: Quantity | None = None,
     mtp: Iterable[Group] = (),
     wrapper: Config | None = None,
     not_counted: tuple[str, ...] = (),
@@ -200,11 +201,15 @@ def decoder(
 ) -> ModelSpec:
     """Close a decoder-only model: embedding, the layers, final norm, head, formats, unread keys.
 
-    `wrapper` is the outer config of a multimodal model, whose text part `c` is.
+    `wrapper` is the outer config of a multimodal model, whose text part `c` is. outputs: of the
+    head, where they are not the vocabulary. norm: name of the last norm, "" where there is none.
     """
-    outer = wrapper or c
+    outer = (wrapper if wrapper is not c else None) or c.outer or c
     vocabulary = c.int("vocab_size", symbol="V")
-    tied = _tied(c, outer, tied_default)
+    shared = embed if _tied(c, outer, tied_default) else None
+    last = Norm(hidden, norm, bias=norm_bias, suffix=norm_suffix)
+    final = (Group("final norm", (last,)),) if norm else ()
+    rows = vocabulary if outputs is None else outputs
     context = c.optional(
         "max_position_embeddings", "max_sequence_length", "max_seq_len", symbol="max_context"
     )
@@ -212,8 +217,8 @@ def decoder(
     spec_groups = (
         Group("embedding", (Embedding(vocabulary, hidden, embed),)),
         *groups,
-        Group("final norm", (Norm(hidden, norm, bias=norm_bias, suffix=norm_suffix),)),
-        Group("head", (Head(vocabulary, hidden, embed if tied else None, head_bias, head),)),
+        *final,
+        Group("head", (Head(rows, hidden, shared, head_bias, head),)),
         *mtp,
     )
     unread = outer.finish()

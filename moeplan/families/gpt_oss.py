@@ -16,7 +16,7 @@ from moeplan.model.ffn import ExpertNames, MoE, Routing
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Quantity
 
-__all__ = ["gpt_oss"]
+__all__ = ["experts", "gpt_oss", "sink_attention"]
 
 FULL, WINDOW = "full attention", "sliding attention"
 NAMES = ExpertNames(
@@ -28,7 +28,8 @@ NAMES = ExpertNames(
 )
 
 
-def _attention(c: Config, hidden: Quantity, window: Quantity | None) -> Attention:
+def sink_attention(c: Config, hidden: Quantity, window: Quantity | None) -> Attention:
+    """Grouped-query attention with a learned sink per head, over a window or over everything."""
     bias = c.flag("attention_bias", default=True)
     return attention(
         c,
@@ -43,17 +44,14 @@ def _attention(c: Config, hidden: Quantity, window: Quantity | None) -> Attentio
     )
 
 
-def gpt_oss(c: Config) -> ModelSpec:
-    """Read a gpt-oss config; by default layers alternate, windowed first."""
-    hidden = c.int("hidden_size", symbol="D")
-    layers = c.int("num_hidden_layers", symbol="L")
-    experts = c.int("num_local_experts", "num_experts", symbol="E")
-    c.expect("hidden_act", ["silu"], "the gate of this family's clamped SwiGLU")
+def experts(c: Config, hidden: Quantity) -> MoE:
+    """Experts with biases, stacked; the router softmaxes over the chosen ones."""
+    count = c.int("num_local_experts", "num_experts", symbol="E")
     c.ignore("swiglu_alpha")
-    moe = MoE(
+    return MoE(
         D=hidden,
-        E=experts,
-        k=selection(c, experts, "num_experts_per_tok", "experts_per_token"),
+        E=count,
+        k=selection(c, count, "num_experts_per_tok", "experts_per_token"),
         F=c.int("intermediate_size", symbol="F"),
         activation="clamped_swiglu",
         routing=Routing("softmax_topk", renormalise=True),
@@ -63,12 +61,20 @@ def gpt_oss(c: Config) -> ModelSpec:
         transposed=True,
         names=NAMES,
     )
+
+
+def gpt_oss(c: Config) -> ModelSpec:
+    """Read a gpt-oss config; by default layers alternate, windowed first."""
+    hidden = c.int("hidden_size", symbol="D")
+    layers = c.int("num_hidden_layers", symbol="L")
+    c.expect("hidden_act", ["silu"], "the gate of this family's clamped SwiGLU")
+    moe = experts(c, hidden)
     spaced = [FULL if i % 2 else WINDOW for i in range(int(layers.value))]
     words = {"sliding_attention": WINDOW, "full_attention": FULL}
     kinds = layer_types(c, int(layers.value), words, spaced)
-    mixers = {FULL: _attention(c, hidden, None)}
+    mixers = {FULL: sink_attention(c, hidden, None)}
     if WINDOW in kinds:
-        mixers[WINDOW] = _attention(c, hidden, c.int("sliding_window", symbol="W"))
+        mixers[WINDOW] = sink_attention(c, hidden, c.int("sliding_window", symbol="W"))
     c.ignore("sliding_window")
     groups = layer_groups(
         [(kind, "moe") for kind in kinds],

@@ -6,13 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from moeplan.families.common import selection
+from moeplan.families.common import pre_norm, selection
+from moeplan.families.mtp import mtp_stack
 from moeplan.families.reader import Config, shown
-from moeplan.families.stack import FULL, WINDOW, layered, scoped_attention, scopes, sparse_words
+from moeplan.families.stack import (
+    FULL,
+    WINDOW,
+    WORDS,
+    layered,
+    scoped_attention,
+    scopes,
+    sparse_words,
+)
 from moeplan.model.attention import Attention
 from moeplan.model.ffn import ExpertNames, MoE, Routing
 from moeplan.model.ops import Block
-from moeplan.model.spec import ModelSpec
+from moeplan.model.spec import Group, ModelSpec
 from moeplan.quantity import Quantity, Source
 
 __all__ = ["laguna", "mellum"]
@@ -119,9 +128,12 @@ def mellum(c: Config) -> ModelSpec:
     hidden = c.int("hidden_size", symbol="D")
     layers = int(c.int("num_hidden_layers", symbol="L").value)
     experts = c.int("num_experts", "num_local_experts", symbol="E")
-    if c.optional("num_nextn_predict_layers", "num_mtp_layers") is not None:
-        c.note("the multi-token-prediction layers that the file names are not counted")
-    c.ignore("mtp_layer_types", "mtp_mlp_layer_types", "rope_parameters")
+    modules = c.int("num_nextn_predict_layers", "num_mtp_layers", default=0, least=0, most=1)
+    (ahead,) = c.list("mtp_layer_types", length=1, default=None) or ["sliding_attention"]
+    c.expect("mtp_mlp_layer_types", [["sparse"]], "the prediction layer holds experts")
+    if ahead not in WORDS:
+        raise c.fail("mtp_layer_types", f"holds {shown(ahead)}")
+    c.ignore("rope_parameters")
     moe = MoE(
         D=hidden,
         E=experts,
@@ -133,6 +145,10 @@ def mellum(c: Config) -> ModelSpec:
     kinds = scopes(c, layers, full=lambda i: True)
     bias = c.flag("attention_bias", default=False)
     how: dict[str, Any] = {"grouped": True, "head_dim": 128, "qk_norm": "head"}
-    mixers = scoped_attention(c, hidden, kinds, window=1024, qkv_bias=bias, o_bias=bias, **how)
+    every = [*kinds, *([WORDS[ahead]] if modules.value else [])]
+    mixers = scoped_attention(c, hidden, every, window=1024, qkv_bias=bias, o_bias=bias, **how)
     sparse = sparse_words(c, layers, [True] * layers)
-    return layered(c, "mellum", hidden, mixers, kinds, moe, sparse)
+    mtp: list[Group] = []
+    if modules.value:
+        mtp = mtp_stack(c, hidden, pre_norm(hidden, mixers[WORDS[ahead]], moe), modules)
+    return layered(c, "mellum", hidden, mixers, kinds, moe, sparse, mtp=mtp)

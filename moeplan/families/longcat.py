@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeplan.families.common import decoder, layer_groups, selection
+from moeplan.families.common import decoder, layer_groups, pre_norm, selection
 from moeplan.families.deepseek import latent_attention
+from moeplan.families.mtp import mtp_modules, released_modules
 from moeplan.families.reader import Config
 from moeplan.model.basic import Norm, Residual
 from moeplan.model.ffn import DenseFFN, ExpertNames, MoE, Routing
 from moeplan.model.latent_attention import LatentAttention
 from moeplan.model.ops import Block
-from moeplan.model.spec import ModelSpec
+from moeplan.model.spec import Group, ModelSpec
 from moeplan.quantity import Quantity, Source, evaluate
 
 __all__ = ["longcat_flash"]
@@ -56,6 +57,32 @@ def _moe(c: Config, hidden: Quantity) -> MoE:
     )
 
 
+def _mtp(c: Config, hidden: Quantity, mixer: Block, dense: DenseFFN) -> list[Group]:
+    """One module of one attention and one dense layer; names as in the released checkpoints."""
+    count = released_modules(c, 1)
+    if count.value > 1:
+        raise c.fail("num_nextn_predict_layers", f"is {count.value}: one module is described")
+    layer = pre_norm(hidden, mixer, replace(dense, prefix="transformer_layer.mlp."))
+    modules = mtp_modules(
+        c,
+        hidden,
+        layer,
+        count,
+        count,
+        norms=("enorm.m", "hnorm.m"),
+        prefix="model.mtp.layers.{i}.",
+        first=0,
+    )
+    if not modules:
+        return []
+    table, *inside, _, head = modules[0].blocks
+    outside = (table, Norm(hidden, "norm"), head)
+    return [
+        replace(modules[0], blocks=tuple(inside)),
+        Group("MTP input and output", outside, prefix="model.mtp.", role="mtp"),
+    ]
+
+
 def longcat_flash(c: Config) -> ModelSpec:
     """Read a LongCat-Flash config.
 
@@ -84,8 +111,6 @@ def longcat_flash(c: Config) -> ModelSpec:
 
     blocks = (*half(0, moe), *half(1), Residual(hidden, "routed_experts"))
     kinds = [("2 attention", "2 dense", "moe")] * int(layers.value)
-    if "num_nextn_predict_layers" not in c:
-        c.note("the released checkpoint also holds a multi-token-prediction module: not counted")
-    c.expect("num_nextn_predict_layers", [0], "its multi-token prediction is not described")
     groups = layer_groups(kinds, lambda kind: blocks, count=layers)
-    return decoder(c, hidden, groups, name="longcat_flash")
+    mtp = _mtp(c, hidden, mixer, dense)
+    return decoder(c, hidden, groups, name="longcat_flash", mtp=mtp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moeplan.families.common import decoder, layer_groups, layer_types, pre_norm
 from moeplan.families.deepseek import routed_experts, sigmoid_routing
+from moeplan.families.mtp import mtp_modules, released_modules
 from moeplan.families.reader import Config
 from moeplan.model.attention import Attention
 from moeplan.model.ffn import DenseFFN
@@ -82,12 +83,14 @@ def _mixers(c: Config, hidden: Quantity) -> dict[str, Block]:
 
 
 def mimo_v2_flash(c: Config) -> ModelSpec:
-    """Read a MiMo-V2-Flash config; window layers have twice the key-value heads and sinks."""
+    """Read a MiMo-V2-Flash config; window layers have twice the key-value heads and sinks.
+
+    The released checkpoint's three MTP modules have a window layer and a dense feed-forward each.
+    """
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     c.expect("n_shared_experts", [0], "this family has no shared expert")
     c.ignore("attention_chunk_size", "attention_value_scale", "layernorm_epsilon")
-    c.note("the released checkpoint also holds multi-token-prediction modules: not counted")
     routing = sigmoid_routing(c, groups=(1, 1), scale=1.0)
     moe = routed_experts(c, routing, shared=0)
     dense = DenseFFN(D=hidden, F=c.int("intermediate_size", symbol="F"))
@@ -102,4 +105,15 @@ def mimo_v2_flash(c: Config) -> ModelSpec:
         for scope, sparse in zip(_scopes(c, count), _sparse(c, count), strict=True)
     ]
     groups = layer_groups(kinds, build, count=layers)
-    return decoder(c, hidden, groups, name="mimo_v2_flash")
+    ahead = pre_norm(hidden, mixers[WINDOW], dense, ("input_layernorm", "pre_mlp_layernorm"))
+    mtp = mtp_modules(
+        c,
+        hidden,
+        ahead,
+        layers,
+        released_modules(c, 3),
+        last="final_layernorm",
+        prefix="model.mtp.layers.{i}.",
+        first=0,
+    )
+    return decoder(c, hidden, groups, name="mimo_v2_flash", mtp=mtp)

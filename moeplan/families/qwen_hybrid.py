@@ -12,16 +12,16 @@ from moeplan.families.common import (
     pre_norm,
     rotated,
 )
+from moeplan.families.mtp import mtp_stack, released_modules
 from moeplan.families.qwen import shared_expert_moe, sparse_layers
 from moeplan.families.reader import Config
-from moeplan.model.basic import Embedding, Head, Norm, Projection
 from moeplan.model.ffn import DenseFFN, ExpertNames, MoE
 from moeplan.model.linear_attention import GatedDeltaNet
 from moeplan.model.ops import Block
 from moeplan.model.spec import Group, ModelSpec
 from moeplan.quantity import Quantity
 
-__all__ = ["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"]
+__all__ = ["STACKED", "delta_net", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"]
 
 LINEAR, FULL = "linear attention", "full attention"
 TEXT = "model.language_model."
@@ -34,7 +34,8 @@ STACKED = ExpertNames(
 )
 
 
-def _delta_net(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> GatedDeltaNet:
+def delta_net(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> GatedDeltaNet:
+    """The gated delta rule from Qwen3-Next's keys; layout: of the checkpoint's projections."""
     keys = c.int("linear_num_key_heads", default=16, symbol="Hk")
     values = c.int("linear_num_value_heads", default=32, symbol="Hv")
     if values.value % keys.value:
@@ -78,35 +79,11 @@ def _mixers(c: Config, hidden: Quantity, layout: Literal["paired", "split"]) -> 
         gate=True,
     )
     full = rotated(c, full, 0.25)
-    return {FULL: full, LINEAR: _delta_net(c, hidden, layout)}
-
-
-def _mtp(
-    c: Config, hidden: Quantity, count: Quantity, layer: tuple[Block, ...], embed: str, tied: bool
-) -> list[Group]:
-    """Multi-token prediction: one input projection, `count` full-attention layers, one norm.
-
-    Names and structure as the released checkpoints have them and serving engines load them. The
-    embedding and the head are the model's own tensors.
-    """
-    vocabulary = c.int("vocab_size", symbol="V")
-    ins = (
-        Embedding(vocabulary, hidden, "embed_tokens.weight", tied=embed),
-        Norm(hidden, "pre_fc_norm_embedding"),
-        Norm(hidden, "pre_fc_norm_hidden"),
-        Projection(I=(2 * hidden).named("I"), O=hidden, name="fc"),
-    )
-    out = (Norm(hidden, "norm"), Head(vocabulary, hidden, embed if tied else "lm_head.weight"))
-    places = tuple(range(int(count.value)))
-    return [
-        Group("MTP input", ins, prefix="mtp.", role="mtp"),
-        Group("MTP layer", layer, count, places, "mtp.layers.{i}.", "mtp"),
-        Group("MTP output", out, prefix="mtp.", role="mtp"),
-    ]
+    return {FULL: full, LINEAR: delta_net(c, hidden, layout)}
 
 
 def qwen3_next(c: Config) -> ModelSpec:
-    """Read a Qwen3-Next config; its MTP module is counted where the file names one."""
+    """Read a Qwen3-Next config; the released checkpoints' MTP module is in no file's keys."""
     hidden = c.int("hidden_size", symbol="D")
     layers = c.int("num_hidden_layers", symbol="L")
     count = int(layers.value)
@@ -125,17 +102,8 @@ def qwen3_next(c: Config) -> ModelSpec:
 
     mixer_kinds = _mixer_kinds(c, count)
     kinds = [(m, "moe" if s else "dense") for m, s in zip(mixer_kinds, sparse, strict=True)]
-    modules = c.optional("num_nextn_predict_layers", symbol="modules")
-    mtp: list[Group] = []
-    if modules is not None:
-        tied = c.flag("tie_word_embeddings", default=False)
-        embed = "model.embed_tokens.weight"
-        mtp = _mtp(c, hidden, modules, build((FULL, "moe")), embed, tied)
-    else:
-        c.note(
-            "the file names no multi-token-prediction module, so none is counted; the released "
-            "checkpoints hold one"
-        )
+    modules = released_modules(c, 1)
+    mtp = mtp_stack(c, hidden, build((FULL, "moe")), modules)
     groups = layer_groups(kinds, build, count=layers)
     return decoder(c, hidden, groups, name="qwen3_next", mtp=mtp)
 
@@ -164,7 +132,8 @@ def _qwen3_5(c: Config, outer: Config, **how: Any) -> ModelSpec:
     if modules is not None:
         single: MoE = shared_expert_moe(c, hidden, renormalise=True)  # not stacked in MTP layers
         tied = any(x.flag("tie_word_embeddings", default=False) for x in (c, outer))
-        mtp = _mtp(c, hidden, modules, pre_norm(hidden, mixers[FULL], single), EMBED, tied)
+        layer = pre_norm(hidden, mixers[FULL], single)
+        mtp = mtp_stack(c, hidden, layer, modules, embedding=EMBED, tied=tied)
     return decoder(
         c,
         hidden,

@@ -36,7 +36,7 @@ _IRRELEVANT = re.compile(
     |rope_.*|.*rope_theta|.*rope_parameters|.*rotary.*|max_position_embeddings
     |original_max_position_embeddings|initial_context_length|max_seq_(len|length)
     |max_sequence_length|max_window_layers|pretraining_tp|ep_size|chunk_size_feed_forward
-    |attn_implementation|_attn_implementation|gradient_checkpointing|use_.*_kernels?|use_flash.*
+    |attn_implementation|_attn_implementation|(moe|experts)_implementation|gradient_checkpointing|use_.*_kernels?|use_flash.*
     |scale_embedding|(embedding|residual|attention|logits|output|mup)_multiplier.*|logits_scaling|.*softcap.*|mscale.*|task_specific_params
     |name_or_path|license|tags|temperature|top_p|do_sample|bad_words.*|is_decoder|prefix
     |finetuning_task|pruned_heads|tie_encoder_decoder|torchscript|moe_capacity.*|.*capacity.*
@@ -67,6 +67,7 @@ class Config:
         self.path = path
         self.prefix = prefix
         self.origin = origin
+        self.outer: Config | None = None  # the file that this part was taken out of by a wrapper
         self.read: set[str] = set()
         self._absent: set[str] = set()  # asked for, not found under any name
         self.notes: list[str] = []
@@ -240,6 +241,11 @@ class Config:
         return Quantity.given(value, symbol=symbol or key, source=source)
 
     # ------------------------------------------------------------------ the end
+    def known(self) -> frozenset[str]:
+        """Every key that was looked for, present or not, with those of nested objects."""
+        here = {self.prefix + key for key in self.read | self._absent}
+        return frozenset(here).union(*(child.known() for child in self._children))
+
     def finish(self) -> tuple[str, ...]:
         """Refuse unread keys that bear on the model or misspell one that was looked for.
 

@@ -16,6 +16,7 @@ from moeplan.quantity import Quantity
 __all__ = [
     "FULL",
     "WINDOW",
+    "WORDS",
     "Layer",
     "dense_first",
     "layered",

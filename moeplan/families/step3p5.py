@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moeplan.families.common import selection
-from moeplan.families.reader import Config
-from moeplan.families.stack import WINDOW, layered, scopes, sparse_words, text_part
+from moeplan.families.common import pre_norm, selection
+from moeplan.families.mtp import mtp_modules
+from moeplan.families.reader import Config, shown
+from moeplan.families.stack import WINDOW, WORDS, layered, scopes, sparse_words, text_part
 from moeplan.model.attention import Attention
-from moeplan.model.ffn import ExpertNames, MoE, Routing
+from moeplan.model.ffn import DenseFFN, ExpertNames, MoE, Routing
 from moeplan.model.ops import Block
-from moeplan.model.spec import ModelSpec
-from moeplan.quantity import Quantity
+from moeplan.model.spec import Group, ModelSpec
+from moeplan.quantity import Quantity, Source
 
 __all__ = ["step3p5", "step3p7"]
 
 NAMES = ExpertNames(
     router="moe.gate", experts="moe.", shared="share_expert.", selection_bias="moe.router_bias"
 )
-# of multi-token prediction, rotation, clamping and loading: no tensor counted follows from them
+# of rotation, clamping and loading: no tensor counted follows from them
 OTHER = (
-    "mtp_layer_types",
-    "mtp_mlp_layer_types",
     "partial_rotary_factors",
     "per_layer_config",
     "query_pre_attn_scalar",
@@ -135,19 +134,70 @@ def _within(c: Config, layers: int, modules: int) -> Config:
     return c
 
 
+def _ahead(c: Config, layers: int, modules: int) -> list[tuple[str, bool]]:
+    """Scope, and whether it holds experts, of each MTP layer.
+
+    Files name them behind the layers of the model, in the same lists, or in lists of their own.
+    """
+    found: dict[str, list[Any]] = {}
+    for key in ("layer_types", "mlp_layer_types"):
+        both = c.data.get(key)
+        long = isinstance(both, list) and len(both) == layers + modules
+        own = c.list(f"mtp_{key}", length=modules, default=None)
+        found[key] = list(both[layers:]) if long and own is None else own or []  # type: ignore[index]
+    scope = found["layer_types"]
+    if not scope and c.data.get("layer_types") is not None:
+        raise c.fail("mtp_layer_types", "is missing: the kinds of the prediction layers")
+    scope = scope or ["full_attention"] * modules
+    if unknown := [word for word in scope if word not in WORDS]:
+        raise c.fail("mtp_layer_types", f"holds {shown(unknown[0])}")
+    sparse = [word == "sparse" for word in found["mlp_layer_types"]]
+    sparse = sparse or _expert_layers(c, layers + modules)[layers:]
+    return [(WORDS[word], experts) for word, experts in zip(scope, sparse, strict=True)]
+
+
+def _mtp(
+    c: Config,
+    hidden: Quantity,
+    layers: int,
+    ahead: Sequence[tuple[str, bool]],
+    mixers: Mapping[str, Block],
+    moe: MoE,
+) -> list[Group]:
+    """A module for each entry of `ahead`, behind the model's layers in the checkpoint."""
+    groups: list[Group] = []
+    for i, (scope, experts) in enumerate(ahead):
+        wide = c.int("intermediate_size", symbol="F") if not experts else None
+        ffn: Block = moe if wide is None else DenseFFN(D=hidden, F=wide)
+        one = Quantity.given(1, "modules", "modules", Source("config", "num_nextn_predict_layers"))
+        groups += mtp_modules(
+            c,
+            hidden,
+            pre_norm(hidden, mixers[scope], ffn),
+            one,
+            one,
+            last="transformer.shared_head.norm",
+            head="transformer.shared_head.output",
+            first=layers + i,
+        )
+    return groups
+
+
 def _text(c: Config, name: str, **how: Any) -> ModelSpec:
     hidden = c.int("hidden_size", symbol="D")
     layers = int(c.int("num_hidden_layers", symbol="L").value)
     modules = int(c.int("num_nextn_predict_layers", default=0, least=0).value)
-    if modules:
-        c.note(f"the {modules} multi-token-prediction layers that the file names are not counted")
+    ahead = _ahead(c, layers, modules) if modules else []
+    c.ignore("mtp_layer_types", "mtp_mlp_layer_types")
     _within(c, layers, modules)
     c.ignore(*OTHER)
     kinds = scopes(c, layers, full=lambda i: True)
-    mixers = _mixers(c, hidden, kinds)
+    mixers = _mixers(c, hidden, [*kinds, *(scope for scope, _ in ahead)])
     sparse = sparse_words(c, layers, lambda: _expert_layers(c, layers))
     c.ignore("moe_layers_enum")
-    return layered(c, name, hidden, mixers, kinds, _experts(c, hidden), sparse, **how)
+    moe = _experts(c, hidden)
+    mtp = _mtp(c, hidden, layers, ahead, mixers, moe)
+    return layered(c, name, hidden, mixers, kinds, moe, sparse, mtp=mtp, **how)
 
 
 def step3p5(c: Config) -> ModelSpec:

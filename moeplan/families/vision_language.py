@@ -72,7 +72,7 @@ def qwen3_vl_moe(c: Config) -> ModelSpec:
 def _thinker(c: Config, thinker: Config, name: str) -> ModelSpec:
     towers = {"vision_config": "vision tower", "audio_config": "audio tower"}
     text, how = text_part(thinker, ["qwen3_omni_moe_text"], **towers)
-    thinker.ignore("position_id_per_seconds")
+    thinker.ignore("position_id_per_seconds", "seconds_per_chunk")
     thinker.expect("model_type", ["qwen3_omni_moe_thinker"], "the thinker is of another family")
     left = list(how["not_counted"])
     for key, what in (("talker_config", "talker"), ("code2wav_config", "waveform decoder")):

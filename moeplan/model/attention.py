@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from moeplan.model.masks import visible_pairs
+from moeplan.model.masks import surrounding_pairs, visible_keys, visible_pairs
 from moeplan.model.ops import Block, CacheEntry, Kept, Op, Weight, linear, pointwise
 from moeplan.model.workload import Workload
-from moeplan.quantity import Number
+from moeplan.quantity import Number, plain
 
 __all__ = ["Attention"]
 
@@ -24,7 +24,8 @@ class Attention(Block):
     """Multi-head and grouped-query attention over keys and values of its own or of another layer.
 
     D hidden, H query heads, G key-value heads, dh and dv head dimensions, W window or chunk.
-    scope: "full", "window" (each query sees the last W keys) or "chunk" (its own chunk of W).
+    scope: "full", "window" (each query sees the last W keys, and where not causal W on each side)
+    or "chunk" (its own chunk of W).
     qk_norm: "head" (one vector of dh for all heads), "full" (one over all heads), "unit" (to
     length one, without weights) or "none".
     gate: the query projection also yields an output gate of the same width (Qwen3-Next).
@@ -74,18 +75,25 @@ class Attention(Block):
     sinks_name: str = "sinks"
     fused: str = ""
 
+    @property
+    def label(self) -> str:
+        """Heads, what they see, and whose keys and values."""
+        if self.cross:
+            return "cross-attention"
+        kind = "multi-head" if plain(self.H) == plain(self.G) else "grouped-query"
+        scope = {"full": "", "window": ", window", "chunk": ", chunks"}[self.scope]
+        scope += "" if self.causal or self.scope == "full" else " on both sides"
+        return kind + scope + (", shared keys and values" if self.shares_kv else "")
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: computed pairs; N: new key positions; K: keys that a query block reads."""
         if self.cross:
             return {"P": "S*X", "N": "B*X" if work.phase != "decode" else "0", "K": "X"}
         seen = work if self.causal else Workload(work.phase, mask="full")
-        pairs = visible_pairs(
-            seen,
-            window="W" if self.scope == "window" else "",
-            chunk="W" if self.scope == "chunk" else "",
-        )
-        read = {"full": "C", "window": "min(C, W + S)", "chunk": "min(C, W + S)"}[self.scope]
-        return {"P": pairs, "N": "T", "K": read}
+        limit = {} if self.scope == "full" else {self.scope: "W"}
+        if self.scope == "window" and not self.causal:
+            return {"P": surrounding_pairs(work, "W"), "N": "T", "K": "min(C, S + 2*W - 2)"}
+        return {"P": visible_pairs(seen, **limit), "N": "T", "K": visible_keys(**limit)}
 
     def _weight(
         self, which: str, *dims: str, matmul: bool = True, suffix: str = "weight"

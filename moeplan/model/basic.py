@@ -120,14 +120,19 @@ class Projection(Block):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Block):
-    """A factor on the residual stream that is kept in the checkpoint and not trained (Gemma 4)."""
+    """A factor on the residual stream that is kept in the checkpoint and not trained (Gemma 4).
+
+    twin: name of another, which takes its place in passes of another kind (DiffusionGemma).
+    """
 
     D: Number
     name: str = "layer_scalar"
+    twin: str = ""
 
     def weights(self) -> tuple[Weight, ...]:
-        """One number."""
-        return (Weight(self.name, ("1",), "norms", matmul=False, buffer=True),)
+        """One number, or two."""
+        names = (self.name, self.twin) if self.twin else (self.name,)
+        return tuple(Weight(n, ("1",), "norms", matmul=False, buffer=True) for n in names)
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """One read and one write of the hidden state."""

@@ -37,6 +37,11 @@ class BlockSparseAttention(Attention):
     kb: Number
     indexer: str = "index_"
 
+    @property
+    def label(self) -> str:
+        """Grouped-query attention over the blocks that an indexer picks."""
+        return f"{super().label}, blocks picked by indexer"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: attended pairs; N: new key positions; K: keys read; Pi: scored pairs."""
         return {
@@ -46,7 +51,7 @@ class BlockSparseAttention(Attention):
             "Pi": visible_pairs(work),
         }
 
-    def _index_parts(self) -> tuple[Weight, Weight, Weight, Weight]:
+    def _index_parts(self) -> tuple[Weight, ...]:
         at = f"{self.prefix}{self.indexer}"
 
         def matrix(name: str, n: str) -> Weight:

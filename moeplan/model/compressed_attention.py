@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from moeplan.model.masks import compressed_pairs, visible_pairs
+from moeplan.model.masks import compressed_pairs, visible_keys, visible_pairs
 from moeplan.model.ops import Block, CacheEntry, Kept, Op, Shard, Weight, linear, pointwise
 from moeplan.model.sparse_attention import select_row
 from moeplan.model.workload import Workload
@@ -51,13 +51,19 @@ class CompressedAttention(Block):
     prefix: str = "attn."
 
     @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        kinds = {"window": "window", "csa": "picked by indexer", "hca": "heavily compressed"}
+        return f"compressed keys, {kinds[self.kind]}"
+
+    @property
     def _series(self) -> int:
         return 2 if self.kind == "csa" else 1
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Pairs of each kind, o, and the keys that the pass reads (K)."""
         out = {"Pw": visible_pairs(work, window="W"), "o": str(self._series), "Pc": "0", "Pi": "0"}
-        read = "min(C, W + S)"
+        read = visible_keys(window="W")
         if self.kind == "hca":
             out["Pc"] = compressed_pairs(work, "m")
             read += " + C//m"

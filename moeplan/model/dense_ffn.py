@@ -79,6 +79,11 @@ class DenseFFN(Block):
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     component: Component = "dense_ffn"
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "dense" if self.gated else "dense, ungated"
+
     def _matrices(self) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
         gate, up, down = self.names
         make = self._matrix

@@ -71,7 +71,8 @@ class MoE(Block):
     """Mixture of experts: a router, E experts of width F of which k serve a token, shared experts.
 
     Fs: width of the shared experts together (None: none). shared_gate: a sigmoid gate on their
-    output (Qwen2-MoE). router_bias, expert_bias: trained biases (gpt-oss). stacked: the experts
+    output (Qwen2-MoE). shared_gated: whether they are gated, where not as the experts are (Doge).
+    router_bias, expert_bias: trained biases (gpt-oss). stacked: the experts
     are one tensor in the checkpoint; transposed: stored [in, out]; down_transposed: only the down
     projections are (DBRX).
     Z: zero-computation experts, which give a token back as it came (LongCat); r: experts with
@@ -97,6 +98,7 @@ class MoE(Block):
     activation: str = "silu"
     routing: Routing = Routing()  # noqa: RUF009 - a NamedTuple cannot change
     shared_gate: bool = False
+    shared_gated: bool | None = None
     router_bias: bool = False
     expert_bias: bool = False
     shared_bias: bool = False
@@ -108,6 +110,20 @@ class MoE(Block):
     transposed: bool = False
     down_transposed: bool = False
     names: ExpertNames = field(default_factory=ExpertNames)
+
+    @property
+    def label(self) -> str:
+        """What kind of experts, and what stands beside them."""
+        parts = {
+            "MoE": True,
+            "ungated": not self.gated,
+            "in a latent": self.Dl is not None,
+            "with zero-computation experts": self.Z is not None,
+            "routed by hash": self.V is not None,
+            "with gated shared experts": self.Fs is not None and self.shared_gate,
+            "with shared experts": self.Fs is not None and not self.shared_gate,
+        }
+        return " ".join(words for words, holds in parts.items() if holds)
 
     @property
     def each(self) -> str:
@@ -159,6 +175,10 @@ class MoE(Block):
             ins = self._expert(n.up, "F", self.width)
         return ins, self._expert(n.down, self.width, "F")
 
+    @property
+    def _gates_shared(self) -> bool:
+        return self.gated if self.shared_gated is None else self.shared_gated
+
     def _shared(self) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
         n = self.names
 
@@ -174,7 +194,7 @@ class MoE(Block):
         ins = make(up, "Fs", "D", "column")
         if n.shared_gate_up:
             ins = make(n.shared_gate_up, "2*Fs", "D", "column")
-        elif self.gated:
+        elif self._gates_shared:
             ins = (*make(gate, "Fs", "D", "column"), *ins)
         return ins, make(down, "D", "Fs", "row")
 
@@ -332,7 +352,7 @@ class MoE(Block):
         if self.Fs is None:
             return []
         component: Component = "shared_experts"
-        rows = ffn_rows("shared_", component, self._shared(), "Fs", gated=self.gated)
+        rows = ffn_rows("shared_", component, self._shared(), "Fs", gated=self._gates_shared)
         if self.shared_gate:
             rows.append(
                 Op(

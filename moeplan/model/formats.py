@@ -271,7 +271,7 @@ class Checkpoint:
         single = weight.dims[0] == "1"
         if self.quantised is None or not weight.matmul or single or weight.component in self.kept:
             return self.base
-        module = full_name.removesuffix(".weight").replace("{e}", "0")
+        module = full_name.removesuffix(".weight").replace("{e}", "0").replace("{e+}", "0")
         if module not in self._asked:
             self._asked[module] = self._of_module(module, self.quantised)
         return self._asked[module]

@@ -40,6 +40,11 @@ class KimiDeltaAttention(Block):
     output: str = "o_proj"
     prefix: str = "self_attn."
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "Kimi delta attention"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Q: tokens per chunk, less where the pass is shorter."""
         return {} if work.phase == "decode" else {"Q": "min(chunk, S)"}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from moeplan.model.masks import visible_pairs
+from moeplan.model.masks import visible_keys, visible_pairs
 from moeplan.model.ops import Block, CacheEntry, Kept, Op, Weight, linear, pointwise
 from moeplan.model.workload import Workload
 from moeplan.quantity import Number
@@ -72,11 +72,16 @@ class LatentAttention(Block):
     prefix: str = "self_attn."
     names: LatentNames = field(default_factory=LatentNames)
 
+    @property
+    def label(self) -> str:
+        """Multi-latent attention, what it sees, and whose latents."""
+        scope = "" if self.W is None else ", window"
+        return "multi-latent" + scope + (", shared latents" if self.shares_kv else "")
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: computed (query, key) pairs per sequence; K: keys that the pass reads."""
-        if self.W is not None:
-            return {"P": visible_pairs(work, window="W"), "K": "min(C, W + S)"}
-        return {"P": visible_pairs(work), "K": "C"}
+        limit = {} if self.W is None else {"window": "W"}
+        return {"P": visible_pairs(work, **limit), "K": visible_keys(**limit)}
 
     def _absorbed(self, work: Workload) -> bool:
         return self.mode == "absorbed" or (self.mode == "auto" and work.phase == "decode")
@@ -223,7 +228,8 @@ class LatentAttention(Block):
             weights=self._per_head(),
             shard="heads",
         )
-        return [linear("kv_b_proj", part["kv_b_proj"], kept=latent, rows="B*C"), attend]
+        keys = "B*C" if self.W is None else "B*K"
+        return [linear("kv_b_proj", part["kv_b_proj"], kept=latent, rows=keys), attend]
 
     def _absorbed_rows(self, part: dict[str, Weight | None]) -> list[Op]:
         kv_b = part["kv_b_proj"]

@@ -27,7 +27,9 @@ _STATE = "H*dh*dh"
 class LightningAttention(Block):
     """Fused projection of activated queries, keys and values; state; norm; output gate.
 
-    chunk: tokens of a block, a constant of the kernel. State is fp32.
+    chunk: tokens of a block, a constant of the kernel. State is fp32. names: of projection, gate,
+    norm and output. norm_names: of norms of each head's queries and keys, where there are any
+    (Ring), which are then rotated by their position instead of activated.
     """
 
     D: Number
@@ -35,6 +37,13 @@ class LightningAttention(Block):
     dh: Number
     chunk: Number = 256
     prefix: str = "self_attn."
+    names: tuple[str, str, str, str] = ("qkv_proj", "output_gate", "norm", "out_proj")
+    norm_names: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "lightning attention"
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Q: tokens per block, less where the pass is shorter."""
@@ -44,16 +53,23 @@ class LightningAttention(Block):
         return Weight(f"{self.prefix}{name}.weight", (n, k), "attention", shard=shard)
 
     def _parts(self) -> tuple[Weight, Weight, Weight, Weight]:
+        qkv, gate, norm, out = self.names
         return (
-            self._matrix("qkv_proj", "3*H*dh", "D"),
-            self._matrix("output_gate", "H*dh", "D"),
-            Weight(f"{self.prefix}norm.weight", ("H*dh",), "norms", matmul=False),
-            self._matrix("out_proj", "D", "H*dh", "row"),
+            self._matrix(qkv, "3*H*dh", "D"),
+            self._matrix(gate, "H*dh", "D"),
+            Weight(f"{self.prefix}{norm}.weight", ("H*dh",), "norms", matmul=False),
+            self._matrix(out, "D", "H*dh", "row"),
+        )
+
+    def _head_norms(self) -> tuple[Weight, ...]:
+        return tuple(
+            Weight(f"{self.prefix}{name}.weight", ("dh",), "norms", matmul=False)
+            for name in self.norm_names
         )
 
     def weights(self) -> tuple[Weight, ...]:
         """Queries, keys and values in one; output gate; norm; output. Decays are no weights."""
-        return self._parts()
+        return (*self._parts(), *self._head_norms())
 
     def rows(self, work: Workload) -> tuple[Op, ...]:
         """Projections, activation, state in the form of the phase, norm, gate, output."""
@@ -61,14 +77,7 @@ class LightningAttention(Block):
         wide = "T*H*dh"
         return (
             linear("qkv_proj", qkv, kept=(Kept("attn_input", "T*D", drop="norm"),)),
-            pointwise(
-                "qkv_act",
-                "attention",
-                f"3*{wide}",
-                f"3*{wide}",
-                kept=(Kept("qkv", f"3*{wide}"),),
-                shard="heads",
-            ),
+            *self._prepare(wide),
             self._recurrent() if work.phase == "decode" else self._blocks(),
             pointwise(
                 "attn_norm", "norms", wide, wide, weights=(norm,), kept=(Kept("state_out", wide),)
@@ -83,6 +92,19 @@ class LightningAttention(Block):
                 shard="heads",
             ),
             linear("out_proj", out, kept=(Kept("gated", wide, drop="activation"),)),
+        )
+
+    def _prepare(self, wide: str) -> tuple[Op, ...]:
+        """What is done to queries, keys and values: an activation, or norms and a rotation."""
+        if not self.norm_names:
+            kept = (Kept("qkv", f"3*{wide}"),)
+            moved = f"3*{wide}"
+            return (pointwise("qkv_act", "attention", moved, moved, kept=kept, shard="heads"),)
+        both, kept = f"2*{wide}", (Kept("qk", f"2*{wide}"),)
+        norms = self._head_norms()
+        return (
+            pointwise("qk_norm", "norms", both, both, weights=norms, kept=kept, shard="heads"),
+            pointwise("rope", "attention", both, both, shard="heads"),
         )
 
     def _recurrent(self) -> Op:

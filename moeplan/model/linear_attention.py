@@ -46,6 +46,11 @@ class GatedDeltaNet(Block):
     layout: Literal["paired", "split"] = "paired"
     prefix: str = "linear_attn."
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "gated delta rule"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Q: tokens per chunk, less where the pass is shorter."""
         return {} if work.phase == "decode" else {"Q": "min(chunk, S)"}

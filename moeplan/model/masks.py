@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from moeplan.model.workload import Workload
 
-__all__ = ["compressed_pairs", "selected_pairs", "visible_pairs"]
+__all__ = [
+    "compressed_pairs",
+    "selected_pairs",
+    "surrounding_pairs",
+    "visible_keys",
+    "visible_pairs",
+]
 
 
 def visible_pairs(work: Workload, *, window: str = "", chunk: str = "", keys: str = "C") -> str:
@@ -29,6 +35,27 @@ def visible_pairs(work: Workload, *, window: str = "", chunk: str = "", keys: st
     if chunk:
         return _chunked(f"{keys}", chunk) + f" - ({_chunked(f'({keys}-S)', chunk)})"
     return f"S*{keys} - half(S**2)"
+
+
+def surrounding_pairs(work: Workload, window: str) -> str:
+    """Pairs where each query sees `window` tokens on either side of it, and nothing is causal.
+
+    Each side is a causal window; as there, the query's own place counts half on each.
+    """
+    if work.mask == "full" or work.phase == "decode":
+        return "S*C"
+    return f"2*({_until('S', window)})"
+
+
+def visible_keys(*, window: str = "", chunk: str = "") -> str:
+    """Formula of the keys per sequence that some query of the pass sees, and that it must read.
+
+    The first of the S new tokens sees the farthest back: W - 1 tokens before it in a window, the
+    start of its own chunk where there are chunks.
+    """
+    if window:
+        return f"min(C, {window} + S - 1)"
+    return f"C - {chunk}*((C - S)//{chunk})" if chunk else "C"
 
 
 def selected_pairs(work: Workload, top: str) -> str:

@@ -31,6 +31,11 @@ class MixtureOfHeads(Block):
     dh: Number
     prefix: str = "self_attention."
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "mixture of attention heads"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: computed (query, key) pairs; A: expected experts that get a token."""
         return {"P": visible_pairs(work), "A": "E*(1 - (1 - k/E)**T)"}

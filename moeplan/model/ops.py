@@ -71,7 +71,8 @@ expert parallelism, the vocabulary, sequence-parallel tokens, or nothing (replic
 class Weight:
     """A tensor of the real checkpoint.
 
-    name: as in the checkpoint, relative to its layer; `{e}` stands for the expert's index.
+    name: as in the checkpoint, relative to its layer; `{e}` stands for the expert's index, `{e+}`
+    for that of experts which are numbered from `first` (a formula) on, behind others.
     dims: one formula per dimension. copies: equal tensors in a layer (experts); active: how many
     of the copies one token touches. matmul: whether it is the weight of a linear layer (what
     quantisation converts). buffer: kept in the checkpoint but not trained by gradient.
@@ -85,6 +86,7 @@ class Weight:
     component: Component
     copies: str = "1"
     active: str = "1"
+    first: str = "0"
     matmul: bool = True
     buffer: bool = False
     tied: str | None = None
@@ -301,6 +303,11 @@ class Block:
             numbers = (f"({o.flops},{o.read},{o.write},{o.cached},{o.uses})" for o in ops)
             self._rows[key] = ops, f"({','.join(numbers)},)" if ops else "()"
         return self._rows[key]
+
+    @property
+    def label(self) -> str:
+        """What the field calls this kind of mixer or feed-forward; "" for norms and the like."""
+        return ""
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Further symbols of this block under a workload, each with its formula."""

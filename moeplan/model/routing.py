@@ -60,6 +60,7 @@ def expected_distinct(
     groups: Number = None,
     limit: Number = None,
     rule: GroupRule = "uniform",
+    real: Number = None,
 ) -> Number:
     """Distinct destinations that one token reaches, in expectation.
 
@@ -69,9 +70,15 @@ def expected_distinct(
     answered with "max": 0.8 % off for DeepSeek-V3's numbers, 2.8 % at worst in what was simulated
     (docs/all-to-all.md), where "uniform" is 7 to 12 % too low. A `limit` of G, or one group, is
     no limit. Raises UserError for illegal numbers; arrays give nan there.
+
+    real: of a token's k experts so many are somewhere, in expectation and perhaps less than one;
+    the others compute nothing and are nowhere (zero-computation experts). The token then draws k of
+    a pool of P = E·k/real, of which E are at the destinations: n·(1 − C(P − E/n, k) / C(P, k)).
     """
     given = (experts, top_k, destinations, *_group_limit(groups, limit))
-    return plain(destinations) * _probability_reached(given, rule)
+    if real is None:
+        return plain(destinations) * _probability_reached(given, rule)
+    return plain(destinations) * _reached_of_pool(given, plain(real))
 
 
 def probability_reached(
@@ -150,6 +157,36 @@ def _probability_reached(given: tuple[Number, ...], rule: str) -> Number:
     if any(is_array(value) for value in values):
         return _over_points(np.broadcast_arrays(*values), rule)
     return _exact(*_checked(*values), rule)
+
+
+def _reached_of_pool(given: tuple[Number, ...], real: Number) -> Number:
+    """Probability that one of k draws from a pool of E·k/real is an expert of the destination."""
+    values = [plain(value) for value in given]
+    if any(is_array(value) for value in (*values, real)):
+        return _reached_of_pools([np.asarray(value, dtype=np.float64) for value in (*values, real)])
+    E, k, n, G, M = _checked(*values)
+    if G > M:
+        raise UserError("experts that compute nothing are not described with groups of experts")
+    if not 0 <= real <= k:
+        raise UserError(f"real={real!r} of a token's experts must lie between 0 and top_k={k}")
+    if not real:
+        return 0.0
+    pool, miss = E * k / Fraction(real), Fraction(1)
+    for i in range(k):
+        miss *= max(pool - E // n - i, Fraction(0)) / (pool - i)
+    return float(1 - miss)
+
+
+def _reached_of_pools(points: Sequence[_Array]) -> _Array:
+    """The same for arrays of E, k, n, G, M and the real experts; nan where a point is illegal."""
+    E, k, n, G, M, real = np.broadcast_arrays(*points)
+    legal = np.logical_and.reduce([(v >= 1) & (v == np.floor(v)) for v in (E, k, n, G, M)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        legal = legal & _legal(E, k, n, G, M) & (M == G) & (real >= 0) & (real <= k)
+    some = legal & (real > 0)
+    E, k, n, real = (np.where(some, value, 1.0) for value in (E, k, n, real))
+    reached = np.where(some, 1 - _untouched(E * k / real, E / n, k), 0.0)
+    return cast(_Array, np.where(legal, reached, np.nan))
 
 
 @lru_cache(maxsize=4096)

@@ -24,6 +24,11 @@ class ShortConvolution(Block):
     bias: bool = False
     prefix: str = "conv."
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "short convolution"
+
     def _pair(self, name: str, *dims: str, matmul: bool = True) -> tuple[Weight, Weight | None]:
         """A weight and its bias."""
         at = self.prefix + name

@@ -50,6 +50,12 @@ class SparseLatentAttention(LatentAttention):
     ki: Number
     indexes: bool = True
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        picks = "sparse by indexer" if self.indexes else "sparse by another layer's picks"
+        return f"multi-latent, {picks}"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: attended pairs; K: distinct keys that are read at most; Pi: scored pairs."""
         return {

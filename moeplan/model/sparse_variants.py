@@ -47,6 +47,12 @@ class PooledSparseAttention(SparseLatentAttention):
 
     p: Number
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        picks = "pools picked by indexer" if self.indexes else "another layer's pools"
+        return f"multi-latent, {picks}"
+
     def locals(self, work: Workload) -> Mapping[str, str]:
         """P: attended pairs; K: distinct keys that are read at most; Pi: scored pools."""
         top = "(ki + p - 1)"

@@ -55,12 +55,17 @@ class Group:
         return "{i}" in self.prefix
 
     def tensor_names(self, weight: Weight) -> Iterator[str]:
-        """Full checkpoint names of a weight in every layer; experts keep their `{e}`."""
+        """Full checkpoint names of a weight in every layer; experts keep their `{e}`.
+
+        A weight whose own name holds `{i}`, or `{i-1}` for the place before, lies elsewhere: its
+        name is whole.
+        """
         if not self.is_layer:
             yield self.prefix + weight.name
             return
+        name = weight.name if "{i" in weight.name else self.prefix + weight.name
         for index in self.indices:
-            yield self.prefix.replace("{i}", str(index)) + weight.name
+            yield name.replace("{i}", str(index)).replace("{i-1}", str(index - 1))
 
 
 @dataclass(frozen=True, eq=False)

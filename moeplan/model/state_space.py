@@ -68,6 +68,11 @@ class Mamba1(Block):
     norms: bool = False
     prefix: str = "mamba."
 
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "Mamba-1"
+
     def _matrix(self, name: str, n: str, k: str, shard: Shard) -> Weight:
         return Weight(f"{self.prefix}{name}.weight", (n, k), "attention", shard=shard)
 
@@ -186,6 +191,11 @@ class Mamba2(Block):
     bias: bool = False
     state_bits: int = 32
     prefix: str = "mamba."
+
+    @property
+    def label(self) -> str:
+        """What the field calls this kind."""
+        return "Mamba-2"
 
     def locals(self, work: Workload) -> Mapping[str, str]:
         """Q: tokens per chunk, less where the pass is shorter."""

@@ -2,7 +2,9 @@
 
 A backend is any object with the members of `Backend`; `register` makes it known by its name.
 `torch` is the default. `reference` loops over the experts in fp32 and shares nothing with it but
-the router's choice. Shape suffixes as in `layer`.
+the router's choice. `comparisons` holds those of other libraries. A fused Triton backend is not
+among them: it would have to be faster than `torch` on a GPU to be worth its code, and none has been
+measured. Shape suffixes as in `layer`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 from moeplan.errors import UserError, near_miss
 from moeplan.profile import functions
 from moeplan.profile.activations import Activation
+from moeplan.profile.comparisons import LigerBackend, TransformersBackend
 from moeplan.profile.routing import Rows, Selected
 
 __all__ = [
@@ -59,7 +62,8 @@ class Backend(Protocol):
     """What runs the routed experts.
 
     `experts` opens the phases permute, experts_gate_up (experts_up where not gated),
-    experts_activation, experts_down and combine, and returns [T, L] in x's dtype.
+    experts_activation, experts_down and combine, or the phase `experts` alone where they run
+    `together`; and returns [T, L] in x's dtype.
     """
 
     @property
@@ -69,6 +73,13 @@ class Backend(Protocol):
     @property
     def about(self) -> str:
         """One line on how it works."""
+
+    @property
+    def together(self) -> bool:
+        """Whether permute to combine are one call, and so one phase."""
+
+    def missing(self) -> str | None:
+        """What has to be installed for it beside torch, or None."""
 
     def unfit(self, experts: Experts) -> str | None:
         """Why it cannot run these experts where they are, or None."""
@@ -84,6 +95,11 @@ class TorchBackend:
 
     name = "torch"
     about = "torch.nn.functional.grouped_mm, with Triton kernels for rows on CUDA"
+    together = False
+
+    def missing(self) -> str | None:
+        """It needs torch alone."""
+        return None
 
     def unfit(self, experts: Experts) -> str | None:
         """Grouped GEMMs need 16-byte strides, and have no fp64."""
@@ -138,6 +154,11 @@ class ReferenceBackend:
 
     name = "reference"
     about = "a loop over the experts in fp32, for correctness"
+    together = False
+
+    def missing(self) -> str | None:
+        """It needs torch alone."""
+        return None
 
     def unfit(self, experts: Experts) -> str | None:
         """Runs everything but tensors without data, since it reads the choices back."""
@@ -219,3 +240,6 @@ def backend_named(name: str) -> Backend:
 
 register(TorchBackend())
 register(ReferenceBackend())
+register(TransformersBackend("transformers", "grouped_mm"))
+register(TransformersBackend("transformers-eager", "eager"))
+register(LigerBackend())

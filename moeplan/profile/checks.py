@@ -14,6 +14,7 @@ from moeplan.model.ffn import MoE
 from moeplan.profile.assignment import Assignment
 from moeplan.profile.bench import DTYPES
 from moeplan.profile.layer import Layer
+from moeplan.profile.numerics import relative_error
 from moeplan.profile.record import Check
 
 __all__ = ["TOLERANCE", "check_backend", "check_layer", "reduced"]
@@ -124,16 +125,3 @@ def _results(layer: Layer, x_TD: Tensor, ids_TK: Tensor, d_TD: Tensor | None) ->
     named = dict(layer.named_parameters())
     found = torch.autograd.grad(y_TD, [x_TD, *named.values()], d_TD)
     return {"output": y_TD.detach(), "x_TD": found[0], **dict(zip(named, found[1:], strict=True))}
-
-
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """‖got − wanted‖ / ‖wanted‖, in fp64; 1e30 where something is not finite.
-
-    A gradient that is nought up to rounding (one expert a token, renormalised: the router's) is
-    compared with the rounding of its dtype.
-    """
-    wanted64 = wanted.double()
-    difference = float((got.double() - wanted64).norm())
-    scale = max(float(wanted64.norm()), torch.finfo(got.dtype).eps * wanted.numel() ** 0.5)
-    error = difference / scale
-    return error if error == error and error < 1e30 else 1e30

@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moeplan.errors import UserError
-from moeplan.load import load_config, load_preset
 from moeplan.profile import require_torch
-from moeplan.profile.assignment import Assignment
-from moeplan.profile.predict import dtype_bytes
-from moeplan.profile.record import Direction, Record, Settings
-from moeplan.profile.suite import GPU_SECONDS, QUICK_SIZES, SIZES, Part, one_model, suite
+from moeplan.profile.options import (
+    ProfileOptions,
+    asked_on,
+    check_options,
+    device_notes,
+    place_of,
+    samples_of,
+    seconds_of,
+)
+from moeplan.profile.record import Record, Settings
+from moeplan.profile.suite import Part
 from moeplan.profile.validate import GATES, Band, Validation, validate
 from moeplan.profile.view import record_tables
 from moeplan.profile.view_errors import error_tables
 from moeplan.report.tables import Table
-from moeplan.units import parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,38 +46,7 @@ __all__ = [
     "summary",
 ]
 
-QUICK_SECONDS = 40.0
-SAMPLES = 20
 INTERRUPTED = 130  # what a shell shows for a command that the user has stopped
-
-
-@dataclass(frozen=True)
-class ProfileOptions:
-    """What `moeplan profile` was asked for, as it was written.
-
-    preset or config: the model, unless a suite is named. tokens: sizes with commas. out: a folder
-    for records (`profiles` by default) or a .json file. budget: seconds, None for no limit.
-    """
-
-    preset: str | None = None
-    config: Path | None = None
-    device: str | None = None
-    backend: str = "torch"
-    dtype: str | None = None
-    tokens: str | None = None
-    routing: str = "uniform"
-    routing_trace: Path | None = None
-    backward: bool = True
-    quick: bool = False
-    suite: str | None = None
-    out: Path | None = None
-    resume: bool = False
-    seed: int = 0
-    samples: int = SAMPLES
-    budget: str | None = None
-    note: Sequence[str] = ()
-    detail: bool = False
-    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,12 +73,14 @@ class Outcome(NamedTuple):
 def run_profile(options: ProfileOptions, console: Console | None = None) -> Outcome:
     """Measure, and write a record for each model.
 
-    console: where a progress bar may be drawn. Exit codes: 0; 1 where a device was lost; 130 where
-    the user has stopped the run. Raises UserError for what cannot be run at all.
+    console: where a progress bar may be drawn. Exit codes: 0; 1 where a case failed or a device was
+    lost; 130 where the user has stopped the run. Raises UserError for what cannot be run at all.
     """
-    _check(options)
+    check_options(options)
     require_torch()
     started = time.monotonic()
+    if options.dry_run:
+        return _scheduled(options)
     runner, parts = _prepared(options, started)
     with _bar(runner, console), _terminated_as_interrupt():
         sentence, code = _guarded(runner, parts)
@@ -114,21 +90,34 @@ def run_profile(options: ProfileOptions, console: Console | None = None) -> Outc
     return Outcome(list(runner.paths.values()), tables, document, sentence, code)
 
 
-def _check(options: ProfileOptions) -> None:
-    """Raise UserError for options that exclude or need each other."""
-    models = [x for x in (options.preset, options.config, options.suite) if x is not None]
-    if len(models) != 1:
-        found = "nothing" if not models else "several"
-        raise UserError(
-            f"one thing to measure is needed and {found} was given: "
-            "use --preset NAME, --config PATH or --suite NAME"
-        )
-    if options.suite is not None and options.out is not None and options.out.suffix == ".json":
-        raise UserError(f"--out {options.out}: a suite writes several records; name a folder")
-    if options.suite is not None and options.routing != "uniform":
-        raise UserError("--routing: a suite has its own routings; leave it out")
-    if options.samples < 1:
-        raise UserError(f"--samples {options.samples}: at least 1 (20 for figures worth keeping)")
+def _scheduled(options: ProfileOptions) -> Outcome:
+    """What would run and how long it is thought to take; nothing is measured but roofs."""
+    from moeplan.profile import device, roofs
+    from moeplan.profile.functions import uses_kernels
+    from moeplan.profile.schedule import Machine, datasheet, schedule, schedule_tables
+
+    if options.gpu is not None:
+        asked = asked_on(options, "cuda")
+        machine = datasheet(options.gpu, asked.dtype)
+    else:
+        where = device.pick(options.device)
+        asked, facts = asked_on(options, where.type), device.describe(where)
+        made = roofs.measure_roofs(where, asked.dtype, quick=True)
+        machine = Machine(
+            facts.name, where.type, made, device.free_bytes(where), facts.cache_bytes,
+            uses_kernels(where.type),
+        )  # fmt: skip
+    budget = seconds_of(options)
+    steps = schedule(asked.parts, machine, samples_of(options), budget)
+    document = [
+        {
+            "part": step.part.name, "case": list(step.job.key), "layer_s": step.expected,
+            "bytes": step.needed, "from_s": step.start, "takes_s": step.seconds, "left": step.why,
+        }
+        for step in steps
+    ]  # fmt: skip
+    return Outcome([], schedule_tables(steps, machine, budget, detail=options.detail), document,
+                   "", 0)  # fmt: skip
 
 
 def _prepared(options: ProfileOptions, started: float) -> tuple[Runner, list[Part]]:
@@ -139,32 +128,24 @@ def _prepared(options: ProfileOptions, started: float) -> tuple[Runner, list[Par
     from moeplan.profile.runner import Runner
 
     where = device.pick(options.device)
-    dtype = options.dtype or ("bf16" if where.type == "cuda" else "fp32")
-    dtype_bytes(dtype)
-    directions: list[Direction] = ["forward"]
-    if options.backward:
-        directions.append("forward+backward")
-    tokens, backends = _tokens(options, where.type), _backends(options.backend)
-    routing = Assignment.parse(options.routing, options.routing_trace)
-    parts = _plan(options, tokens, routing, backends, dtype, directions)
-    for job in (job for part in parts for job in part.jobs):
-        job.routing.check(job.tokens, int(job.block.values["E"]), int(job.block.values["k"]))
-    seconds = _budget(options)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # events, streams and kernels go to the current device
+    asked, seconds = asked_on(options, where.type), seconds_of(options)
     settings = Settings(
         command=options.command,
-        tokens=list(tokens),
-        routing=routing.text,
+        tokens=list(asked.tokens),
+        routing=asked.routing.text,
         trace=None if options.routing_trace is None else str(options.routing_trace),
-        backends=backends,
-        dtype=dtype,
-        directions=directions,
+        backends=asked.backends,
+        dtype=asked.dtype,
+        directions=asked.directions,
         seed=options.seed,
-        samples=options.samples,
+        samples=samples_of(options),
         quick=options.quick,
         suite=options.suite or "",
         budget_s=None if math.isinf(seconds) else seconds,
     )
-    folder, file = _place(options.out)
+    folder, file = place_of(options.out)
     torch.manual_seed(options.seed)
     runner = Runner(
         where=where,
@@ -174,77 +155,25 @@ def _prepared(options: ProfileOptions, started: float) -> tuple[Runner, list[Par
         folder=folder,
         file=file,
         resume=options.resume,
-        notes=[*options.note, *_device_notes(where.type, options)],
+        notes=[*options.note, *device_notes(where.type, options), *_kernel_notes(where.type)],
         deadline=started + seconds,
-        measure_roofs=lambda: roofs.measure_roofs(where, dtype, quick=options.quick),
+        measure_roofs=lambda: roofs.measure_roofs(where, asked.dtype, quick=options.quick),
     )
-    return runner, parts
+    return runner, asked.parts
 
 
-def _plan(
-    options: ProfileOptions,
-    tokens: Sequence[int],
-    routing: Assignment,
-    backends: Sequence[str],
-    dtype: str,
-    directions: Sequence[Direction],
-) -> list[Part]:
-    if options.suite is not None:
-        return suite(options.suite, tokens, backends, dtype, directions)
-    if options.preset is not None:
-        spec = load_preset(options.preset)
-    else:
-        assert options.config is not None
-        spec = load_config(options.config)
-    return [one_model(spec, tokens, routing, backends, dtype, directions)]
+def _kernel_notes(kind: str) -> list[str]:
+    from moeplan.profile.functions import kernels_missing
 
-
-def _tokens(options: ProfileOptions, device: str) -> tuple[int, ...]:
-    if options.tokens is None:
-        return (QUICK_SIZES if options.quick else SIZES)[device]
-    sizes = [parse(text, "count", where="--tokens") for text in options.tokens.split(",")]
-    if min(sizes) < 1:
-        raise UserError(f"--tokens {options.tokens!r}: a pass has at least one token")
-    return tuple(int(size) for size in dict.fromkeys(sizes))
-
-
-def _backends(text: str) -> list[str]:
-    from moeplan.profile.backends import backend_named, backends
-
-    if text == "all":
-        return [backend.name for backend in backends()]
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    return [backend_named(name).name for name in names]
-
-
-def _budget(options: ProfileOptions) -> float:
-    """Seconds that the run may take, infinite without a limit."""
-    if options.budget is not None:
-        return float(parse(options.budget, "time", where="--budget"))
-    if options.quick:
-        return QUICK_SECONDS
-    return GPU_SECONDS if options.suite == "gpu" else math.inf
-
-
-def _place(out: Path | None) -> tuple[Path, Path | None]:
-    """(folder of the records, file where one is named)."""
-    if out is not None and out.suffix == ".json":
-        return out.parent, out
-    return out or Path("profiles"), None
-
-
-def _device_notes(device: str, options: ProfileOptions) -> list[str]:
-    if device == "cuda":
+    missing = kernels_missing(kind)
+    if kind != "cuda" or missing is None:
         return []
-    notes = ["no GPU: measured on the CPU, in fp32 unless asked otherwise"]
-    if options.tokens is None:
-        notes[0] += ", at sizes smaller than a GPU's"
-    return notes
+    return [f"rows run in plain torch, not as Triton kernels: {missing}"]
 
 
 def _guarded(runner: Runner, parts: Sequence[Part]) -> tuple[str, int]:
     """Run, and put into a sentence how it ended."""
-    from moeplan.profile.runner import DeviceLost
+    from moeplan.profile.failures import DeviceLost
 
     try:
         runner.run(parts)
@@ -255,7 +184,12 @@ def _guarded(runner: Runner, parts: Sequence[Part]) -> tuple[str, int]:
         where = ", ".join(str(path) for path in runner.paths.values())
         sentence = f"{why}: {kept} measured cases are kept in {where}; --resume goes on from there"
         return sentence, INTERRUPTED if stopped else 1
-    return f"written: {', '.join(str(path) for path in runner.paths.values())}", 0
+    sentence = f"written: {', '.join(str(path) for path in runner.paths.values())}"
+    failed = [c for r in runner.records.values() for c in r.cases if c.state == "failed"]
+    if failed:
+        cases = "1 case" if len(failed) == 1 else f"{len(failed)} cases"
+        return f"{sentence}; {cases} failed, see the table of what was not measured", 1
+    return sentence, 0
 
 
 @contextmanager

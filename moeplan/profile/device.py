@@ -245,15 +245,17 @@ def _smi(fields: Sequence[str], index: int) -> list[str] | None:
     return [value.strip() for value in said.splitlines()[0].split(",")] if said.strip() else None
 
 
+_SMI_REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # new, old
+
+
 def _smi_clocks(index: int) -> Clocks | None:
+    """One call gives all; an older driver refuses the new name, and one more call is needed."""
+    for name in _SMI_REASONS:
+        found = _smi((*_SMI_FIELDS, name), index)
+        if found is not None:
+            return smi_clocks(found[:-1], found[-1])
     found = _smi(_SMI_FIELDS, index)
-    if found is None:
-        return None
-    for name in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # new, old
-        bits = _smi((name,), index)
-        if bits is not None:
-            break
-    return smi_clocks(found, bits[0] if bits else "")
+    return None if found is None else smi_clocks(found, "")
 
 
 def smi_clocks(values: Sequence[str], bits: str) -> Clocks:

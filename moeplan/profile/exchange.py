@@ -1,12 +1,12 @@
 """The all-to-all for real: an MoE layer over ranks, its bytes counted and its times taken.
 
-    torchrun --nproc-per-node N -m moeplan.profile.exchange --preset olmoe --tokens 512
+    torchrun --nproc-per-node N -m moeplan.profile --preset olmoe --tokens 512
 
 runs dispatch, experts and combine with uneven splits, with gloo on CPUs and NCCL on GPUs, and
-prints one JSON document: the bytes that each rank sent beside those that the routing and the
-estimate say, whether the output is the unsharded layer's, the time of each phase, and the times of
-the bare collective by size with a latency-bandwidth fit. Forward only. Where it is wrong, or bytes
-do not agree, the exit code is 1. The NCCL path has not been run yet.
+shows (with --json or --out: as one document) the bytes that each rank sent beside those that the
+routing and the estimate say, whether the output is the unsharded layer's, the time of each phase,
+and the times of the bare collective by size with a latency-bandwidth fit. Forward only. Where it
+is wrong, or bytes do not agree, the exit code is 1. The NCCL path has not been run yet.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from moeplan.profile.expert_parallel import ExpertParallel, sharded_layer, unsha
 from moeplan.profile.layer import Layer
 from moeplan.quantity import evaluate
 
-__all__ = ["fit_times", "main", "rows_between", "run"]
+__all__ = ["fit_times", "main", "options_of", "rows_between", "run", "start"]
 
 SCHEMA = 1
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-2}
@@ -263,9 +263,10 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's options. Raises UserError for what cannot be, SystemExit as argparse."""
     parser = argparse.ArgumentParser(
-        prog="torchrun --nproc-per-node N -m moeplan.profile.exchange", description=__doc__,
+        prog="torchrun --nproc-per-node N -m moeplan.profile", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     model = parser.add_mutually_exclusive_group(required=True)
@@ -283,6 +284,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-check", dest="check", action="store_false",
                         help="do not build the unsharded layer on every rank")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the document, not tables")
     parser.add_argument("--out", type=Path, help="write the document to this file as well")
     options = parser.parse_args(arguments)
     for name in ("tokens", "samples"):
@@ -293,20 +295,40 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _start(device: str) -> None:
+def start(device: str) -> None:
     """Join the group that torchrun describes in the environment."""
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    own = None
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=120))
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(own)
+    timeout = timedelta(seconds=120)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=own)
+
+
+def _show(document: dict[str, Any], options: argparse.Namespace) -> None:
+    text = json.dumps(document, indent=1)
+    if options.out is not None:
+        beside = options.out.with_name(f".{options.out.name}.{os.getpid()}")
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(options.out)
+    if options.json:
+        print(text)
+        return
+    from rich.console import Console
+
+    from moeplan.profile.view_exchange import exchange_tables
+    from moeplan.report.tables import print_tables
+
+    print_tables(exchange_tables(document), Console(highlight=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as a program: 0 where all agrees, 1 where something does not, 2 for a mistake."""
     first = os.environ.get("RANK", "0") == "0"
     try:
-        options = _options(arguments)
-        _start(options.device)
+        options = options_of(arguments)
+        start(options.device)
         document = run(options)
     except UserError as mistake:
         if first:
@@ -315,11 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    text = json.dumps(document, indent=1)
     if first:
-        print(text)
-        if options.out is not None:
-            options.out.write_text(text + "\n", encoding="utf-8")
+        _show(document, options)
     passed = document["check"] is None or document["check"]["passed"]
     agrees = all(document["traffic"][phase]["equal"] for phase in ("dispatch", "return"))
     return 0 if passed and agrees else 1

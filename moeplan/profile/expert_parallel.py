@@ -39,7 +39,12 @@ class ExpertParallel:
     rank: int
     name: str = "expert-parallel"
     about: str = "torch, its rows exchanged between ranks by all-to-all"
+    together: bool = False
     sent: dict[str, int] = field(default_factory=dict)
+
+    def missing(self) -> str | None:
+        """It needs torch alone."""
+        return None
 
     def unfit(self, experts: Experts) -> str | None:
         """As the `torch` backend, which runs the experts that a rank holds."""

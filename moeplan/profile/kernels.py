@@ -237,6 +237,7 @@ def _how(how: Activation, gated: bool) -> dict[str, float | bool]:
 
 def activate(h_RH: Tensor, how: Activation, gated: bool) -> Tensor:
     """The activation of each row, [R, F]."""
+    h_RH = h_RH.contiguous()
     rows, width = h_RH.shape
     out_RF = h_RH.new_empty(rows, width // 2 if gated else width)
     grid, blocks = _tiles(*out_RF.shape)
@@ -246,6 +247,7 @@ def activate(h_RH: Tensor, how: Activation, gated: bool) -> Tensor:
 
 def activate_gradient(d_RF: Tensor, h_RH: Tensor, how: Activation, gated: bool) -> Tensor:
     """The gradient of h_RH, given the activation's."""
+    d_RF, h_RH = d_RF.contiguous(), h_RH.contiguous()
     out_RH = torch.empty_like(h_RH)
     grid, blocks = _tiles(*d_RF.shape)
     activate_gradient_kernel[grid](d_RF, h_RH, out_RH, *d_RF.shape, **_how(how, gated), **blocks)
@@ -258,7 +260,7 @@ def scatter_rows(x_TD: Tensor, weights_TK: Tensor | None, place_TK: Tensor) -> T
     out_RD = x_TD.new_empty(place_TK.numel(), D)
     width = _width(D)
     scatter_rows_kernel[(tokens, triton.cdiv(D, width))](
-        x_TD, _weights(weights_TK, place_TK), place_TK, out_RD, D,
+        x_TD.contiguous(), _weights(weights_TK, place_TK), place_TK.contiguous(), out_RD, D,
         K=choices, WEIGHTED=weights_TK is not None, BLOCK_C=width,
     )  # fmt: skip
     return out_RD
@@ -270,7 +272,7 @@ def gather_sum(y_RD: Tensor, weights_TK: Tensor | None, place_TK: Tensor) -> Ten
     out_TD = y_RD.new_empty(tokens, D)
     width = _width(D)
     gather_sum_kernel[(tokens, triton.cdiv(D, width))](
-        y_RD, _weights(weights_TK, place_TK), place_TK, out_TD, D,
+        y_RD.contiguous(), _weights(weights_TK, place_TK), place_TK.contiguous(), out_TD, D,
         K=choices, WEIGHTED=weights_TK is not None, BLOCK_C=width,
     )  # fmt: skip
     return out_TD
@@ -286,15 +288,18 @@ def row_dots(x_TD: Tensor, y_RD: Tensor, place_TK: Tensor) -> Tensor:
     D = x_TD.shape[1]
     dots_TK = torch.empty(place_TK.shape, dtype=torch.float32, device=x_TD.device)
     row_dots_kernel[(place_TK.numel(),)](
-        x_TD, y_RD, place_TK, dots_TK, D, K=place_TK.shape[1], BLOCK_C=_width(D)
-    )
+        x_TD.contiguous(), y_RD.contiguous(), place_TK.contiguous(), dots_TK, D,
+        K=place_TK.shape[1], BLOCK_C=_width(D),
+    )  # fmt: skip
     return dots_TK
 
 
 def add_bias_(h_RH: Tensor, bias_EH: Tensor, expert_R: Tensor) -> Tensor:
-    """Add to each row, in place, its expert's bias."""
+    """Add to each row, in place, its expert's bias. Raises ValueError for rows that are a view."""
+    if not h_RH.is_contiguous():
+        raise ValueError("a bias is added in place, to rows that are contiguous")
     grid, blocks = _tiles(*h_RH.shape)
-    add_bias_kernel[grid](h_RH, bias_EH, expert_R, *h_RH.shape, **blocks)
+    add_bias_kernel[grid](h_RH, bias_EH.contiguous(), expert_R.contiguous(), *h_RH.shape, **blocks)
     return h_RH
 
 
@@ -302,5 +307,7 @@ def sum_bias(d_RH: Tensor, expert_R: Tensor, ends_E: Tensor) -> Tensor:
     """Sum the rows of each expert in fp32; [E, H]."""
     experts, H = ends_E.numel(), d_RH.shape[1]
     sum_EH = torch.empty(experts, H, dtype=torch.float32, device=d_RH.device)
-    sum_bias_kernel[(experts, triton.cdiv(H, 64))](d_RH, ends_E, sum_EH, H, BLOCK_R=32, BLOCK_C=64)
+    sum_bias_kernel[(experts, triton.cdiv(H, 64))](
+        d_RH.contiguous(), ends_E, sum_EH, H, BLOCK_R=32, BLOCK_C=64
+    )
     return sum_EH

@@ -29,6 +29,7 @@ from moeplan.profile import functions
 from moeplan.profile.activations import activation_named
 from moeplan.profile.backends import Backend, Experts, backend_named
 from moeplan.profile.phases import PhaseHook, Phases
+from moeplan.profile.predict import phase_of
 from moeplan.profile.routing import (
     Rows,
     Selected,
@@ -48,9 +49,13 @@ _KNOWN_FIELDS = {
 }
 
 
-def phase_names(block: MoE) -> tuple[str, ...]:
-    """The rows of a block that run on one device: all but the exchanges between ranks."""
-    return tuple(op.name for op in block.rows(Workload("train")) if op.kind != "exchange")
+def phase_names(block: MoE, *, together: bool = False) -> tuple[str, ...]:
+    """The rows of a block that run on one device: all but the exchanges between ranks.
+
+    together: with those from permute to combine as one.
+    """
+    names = [op.name for op in block.rows(Workload("train")) if op.kind != "exchange"]
+    return tuple(dict.fromkeys(phase_of(name, together=together) for name in names))
 
 
 class Layer(nn.Module):
@@ -79,13 +84,13 @@ class Layer(nn.Module):
         _check_known(block)
         self.block = block
         self.backend = backend_named(backend) if isinstance(backend, str) else backend
-        self.phase_names = phase_names(block)
+        self.phase_names = phase_names(block, together=self.backend.together)
         self.activation = activation_named(block.activation)
         sizes = {name: int(value) for name, value in block.values.items()}
         sizes["held"] = sizes["E"] if held is None else held
         self.k, self.D = sizes["k"], sizes["D"]
         self._make_weights(sizes, torch.device(device), dtype, seed)
-        unfit = self.backend.unfit(self.experts)
+        unfit = self.backend.missing() or self.backend.unfit(self.experts)
         if unfit is not None:
             raise UserError(f"backend {self.backend.name!r} cannot run this layer: {unfit}")
 

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-__all__ = ["OpLook", "RecordSheet", "count_of", "handle", "measured_cases", "op_look", "patch"]
+__all__ = [
+    "OpLook",
+    "RecordSheet",
+    "count_of",
+    "handle",
+    "measured_cases",
+    "numbered",
+    "op_look",
+    "patch",
+]
 
 
 class OpLook(NamedTuple):
@@ -34,6 +43,7 @@ OPS: dict[str, OpLook] = {
     "experts_up": OpLook("#E69F00", "", "s"),
     "experts_activation": OpLook("#999999", "", "o"),
     "experts_down": OpLook("#D55E00", "", "D"),
+    "experts": OpLook("#E69F00", "\\\\\\\\", "8"),  # of a backend that runs them as one
     "latent_up": OpLook("#FFFFFF", "xxxx", "H"),
     "combine": OpLook("#0072B2", "", ">"),
     "shared_gate_up": OpLook("#E69F00", "////", "P"),
@@ -82,6 +92,14 @@ def count_of(number: int, thing: str) -> str:
 def measured_cases(records: Sequence[Record]) -> list[Case]:
     """The cases with figures, record by record."""
     return [case for record in records for case in record.measured()]
+
+
+def numbered(records: Sequence[Record]) -> str:
+    """Which record a number in the plot stands for; empty where there is but one."""
+    if len(records) == 1:
+        return ""
+    runs = (f"{n} {record.name} ({record.started[:10]})" for n, record in enumerate(records, 1))
+    return f" Numbers: {', '.join(runs)}."
 
 
 def handle(label: str, **how: Any) -> Artist:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moeplan.errors import UserError
 from moeplan.profile.plot_look import (
@@ -12,14 +12,17 @@ from moeplan.profile.plot_look import (
     count_of,
     handle,
     measured_cases,
+    numbered,
     op_look,
     patch,
 )
-from moeplan.profile.record import Case, Record, quantile
+from moeplan.profile.plot_speed import plot_speed
+from moeplan.profile.predict import Rates
+from moeplan.profile.record import Case, Record
 from moeplan.profile.validate import errors_of, layer_points, op_points
 from moeplan.report.plots.sheet import brief, log_axis, look
 from moeplan.report.style import INK, model_style
-from moeplan.units import fmt_flops, fmt_rate, fmt_time
+from moeplan.units import fmt_rate, fmt_time
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -36,6 +39,7 @@ __all__ = [
     "plot_speed",
 ]
 
+MOST_BARS, MOST_LINES = 24, 10  # cases that one plot has room for
 BANDS = (0.1, 0.3)  # of the prediction, shaded around equality
 
 
@@ -107,8 +111,10 @@ def _equal_axes(ax: Axes, values: Sequence[float]) -> None:
 def plot_ops(records: Sequence[Record]) -> Figure:
     """Time by op of each case, measured beside predicted, as shares of the measured time."""
     with look():
-        cases = measured_cases(records)[:24]
-        sheet = RecordSheet(records, 10, 4.2)
+        every = measured_cases(records)
+        cases = every[:MOST_BARS]
+        many = len(cases) > 10
+        sheet = RecordSheet(records, 10, 5.6 if many else 4.2)
         ax = sheet.figure.subplots()
         names: dict[str, None] = {}
         for place, case in enumerate(cases):
@@ -130,10 +136,13 @@ def plot_ops(records: Sequence[Record]) -> Figure:
             assert case.measured is not None
             ax.annotate(
                 brief(fmt_time(case.measured.layer.median)), (place, top + 0.02), ha="center",
-                va="bottom", size=7.5, annotation_clip=False, rotation=90 if len(cases) > 10 else 0,
+                va="bottom", size=7.5, annotation_clip=False, rotation=90 if many else 0,
             )  # fmt: skip
         ax.axhline(1, color=INK, linewidth=0.8)
-        ax.set_xticks(range(len(cases)), [_tick(case, cases) for case in cases])
+        ticks = [_tick(case, cases, ", " if many else "\n") for case in cases]
+        ax.set_xticks(
+            range(len(cases)), ticks, rotation=90 if many else 0, size=7 if many else None
+        )
         ax.set_ylabel("share of the measured time of all ops")
         ax.set_ylim(0, max(1.12, 1.1 * ax.get_ylim()[1]))
         ax.grid(False, axis="x")
@@ -141,18 +150,23 @@ def plot_ops(records: Sequence[Record]) -> Figure:
             "Time by op: measured (left) beside predicted (right, pale)",
             _longest(cases),
             "Bars of a case are shares of the time that its ops took; the layer's own time stands "
-            "above. In cases with a backward pass each op appears twice, forward below.",
+            "above. In cases with a backward pass each op appears twice, forward below."
+            + _first(cases, every),
             [patch(name, op_look(name)) for name in names],
         )
 
 
-def _tick(case: Case, cases: Sequence[Case]) -> str:
-    lines = [f"{case.tokens:,}", "fwd" if case.direction == "forward" else "fwd+bwd"]
-    if len({c.subject for c in cases}) > 1:
-        lines.append(case.subject.partition("-")[0])
-    if len({c.routing for c in cases}) > 1:
-        lines.append(case.routing)
-    return "\n".join(lines)
+def _tick(case: Case, cases: Sequence[Case], between: str) -> str:
+    """What tells a case from the others: tokens and pass, and what varies beside them."""
+    parts = [f"{case.tokens:,}", "fwd" if case.direction == "forward" else "fwd+bwd"]
+    for what in ("subject", "routing", "backend"):
+        if len({getattr(c, what) for c in cases}) > 1:
+            parts.append(getattr(case, what))
+    return between.join(parts)
+
+
+def _first(cases: Sequence[Case], every: Sequence[Case]) -> str:
+    return "" if len(cases) == len(every) else f" The first {len(cases)} of {len(every)} cases."
 
 
 def _longest(cases: Sequence[Case]) -> str:
@@ -192,6 +206,11 @@ def plot_roofline(records: Sequence[Record]) -> Figure:
         low, high = ax.get_xlim()
         for peak, rate in dict.fromkeys(roofs):
             ax.plot([low, peak / rate, high], [low * rate, peak, peak], color=INK, linewidth=1.1)
+        for peak, numbers in _near(roofs).items() if len(roofs) > 1 else ():
+            ax.annotate(
+                numbers, (high, peak), xytext=(-3, 3), textcoords="offset points", ha="right",
+                fontsize=7, color=INK,
+            )  # fmt: skip
         ax.set_xlabel("FLOPs a byte")
         ax.set_ylabel("FLOP/s reached")
         best = max(points, key=lambda p: p[0].floor / p[1].median)
@@ -203,13 +222,26 @@ def plot_roofline(records: Sequence[Record]) -> Figure:
         return sheet.finish(
             "Matmuls under the roofs measured in the same run",
             f"Nearest to its roof: {best[0].name} ({best[0].stage}), "
-            f"{best[0].floor / best[1].median:.0%} of it. Roofs: "
-            + "; ".join(f"{fmt_rate(p, 'FLOP')}, {fmt_rate(r)}" for p, r in dict.fromkeys(roofs))
-            + ".",
+            f"{best[0].floor / best[1].median:.0%} of it." + _said(roofs),
             "Lines: GEMM roof, and bandwidth roof times FLOPs a byte. Hollow: backward. Bytes are "
-            "those that the op has to move, with the experts that got a row.",
+            "those that the op has to move, with the experts that got a row." + numbered(records),
             keys,
         )
+
+
+def _near(roofs: Sequence[tuple[float, float]]) -> dict[float, str]:
+    """The numbers of the records at each height of a roof; heights within 10 % share one label."""
+    out: dict[float, list[int]] = {}
+    for number, (peak, _) in enumerate(roofs, 1):
+        at = next((known for known in out if abs(peak / known - 1) < 0.1), peak)
+        out.setdefault(at, []).append(number)
+    return {peak: ", ".join(map(str, numbers)) for peak, numbers in out.items()}
+
+
+def _said(roofs: Sequence[tuple[float, float]]) -> str:
+    if len(roofs) > 1:
+        return ""
+    return f" Roofs: {fmt_rate(roofs[0][0], 'FLOP')}, {fmt_rate(roofs[0][1])}."
 
 
 def _intensity(value: float) -> str:
@@ -218,8 +250,7 @@ def _intensity(value: float) -> str:
 
 def _roof_line(record: Record) -> tuple[float, float]:
     """(FLOP/s, B/s): the roofs that predictions are held against."""
-    values = {roof.name: roof.value for roof in record.current_roofs()}
-    return values["gemm"], max(values["copy"], values["reduce"])
+    return Rates.of(record.current_roofs())[:2]
 
 
 # ------------------------------------------------------------------------ rows per expert
@@ -231,7 +262,7 @@ def plot_rows(records: Sequence[Record]) -> Figure:
         shown: dict[tuple[str, int, str], Case] = {}
         for case in measured_cases(records):
             shown.setdefault((case.subject, case.tokens, case.routing), case)
-        cases = list(shown.values())[-10:]
+        cases = list(shown.values())[-MOST_LINES:]
         keys, found = [], []
         for number, case in enumerate(cases):
             style, rows = model_style(number), sorted(case.rows_per_expert, reverse=True)
@@ -262,92 +293,6 @@ def plot_rows(records: Sequence[Record]) -> Figure:
             "below one row, logarithmic above.",
             keys,
         )
-
-
-# -------------------------------------------------------------------- speed against tokens
-def plot_speed(records: Sequence[Record]) -> Figure:
-    """Tokens a second against tokens in a pass: floor, prediction and measurement."""
-    with look():
-        sheet = RecordSheet(records, 9, 3.9)
-        axes = sheet.figure.subplots(1, 2, sharey=True)
-        cases, keys = measured_cases(records), list[Any]()
-        speeds: list[float] = []
-        subjects = list(dict.fromkeys(case.subject for case in cases))
-        for ax, direction in zip(axes, ("forward", "forward+backward"), strict=True):
-            ax.set_title(direction.replace("+", " + "))
-            for number, subject in enumerate(subjects):
-                for line in _lines(records, subject, direction):
-                    speeds += _speed_line(ax, line, model_style(number).colour)
-            ax.set_xlabel("tokens in a pass")
-        for ax in axes:
-            _token_axis(ax, sorted({case.tokens for case in cases}))
-        log_axis(axes[0].yaxis, speeds, lambda v: fmt_rate(v, "token"))
-        axes[0].set_ylabel("speed of one layer")
-        for number, subject in enumerate(subjects):
-            keys.append(handle(subject, color=model_style(number).colour, linewidth=3))
-        keys += [
-            handle("measured, p10 to p90", color=INK, marker="o", linestyle="-"),
-            handle("predicted", color=INK, linestyle="--"),
-            handle("floor at the measured roofs", color=INK, linestyle=":"),
-        ]
-        return sheet.finish(
-            "Speed of one layer against the tokens of a pass",
-            _fastest(cases),
-            "One MoE layer alone, without attention and the rest of the model.",
-            keys,
-        )
-
-
-def _lines(records: Sequence[Record], subject: str, direction: str) -> list[list[Case]]:
-    """Cases by rising tokens, apart for each record, routing, backend and dtype."""
-    lines: dict[tuple[Any, ...], list[Case]] = {}
-    for number, record in enumerate(records):
-        for case in record.measured():
-            if (case.subject, case.direction) == (subject, direction):
-                lines.setdefault((number, *case.key[2:5]), []).append(case)
-    return [sorted(line, key=lambda c: c.tokens) for line in lines.values()]
-
-
-def _token_axis(ax: Axes, tokens: Sequence[int]) -> None:
-    """A logarithmic axis with the measured sizes as its ticks."""
-    from matplotlib.ticker import FixedLocator
-
-    log_axis(ax.xaxis, tokens, lambda value: f"{value:,.0f}")
-    ax.xaxis.set_major_locator(FixedLocator(tokens))
-
-
-def _speed_line(ax: Axes, cases: Sequence[Case], colour: str) -> list[float]:
-    """Draw one line of each kind; return all speeds."""
-    x = [case.tokens for case in cases]
-    y, low, high, expected, floor = ([] for _ in range(5))
-    for case in cases:
-        assert case.measured is not None
-        assert case.prediction is not None
-        samples = case.measured.layer.samples
-        y.append(case.tokens / case.measured.layer.median)
-        low.append(y[-1] - case.tokens / quantile(samples, 0.9))
-        high.append(case.tokens / quantile(samples, 0.1) - y[-1])
-        expected.append(case.tokens / case.prediction.expected)
-        floor.append(case.tokens / case.prediction.floor)
-    ax.errorbar(x, y, (low, high), color=colour, marker="o", capsize=2, linewidth=1.6)
-    ax.plot(x, expected, "--", color=colour)
-    ax.plot(x, floor, ":", color=colour)
-    return [*y, *(a - b for a, b in zip(y, low, strict=True)), *expected, *floor]
-
-
-def _fastest(cases: Sequence[Case]) -> str:
-    best = max(cases, key=lambda c: _reached(c))
-    flops = sum(op.flops for op in best.prediction.ops) if best.prediction else 0
-    return (
-        f"Most FLOP/s: {brief(fmt_rate(_reached(best), 'FLOP'))} in {best.label} "
-        f"({brief(fmt_flops(flops))} a pass)."
-    )
-
-
-def _reached(case: Case) -> float:
-    assert case.prediction is not None
-    assert case.measured is not None
-    return sum(op.flops for op in case.prediction.ops) / case.measured.layer.median
 
 
 PLOTS: dict[str, Callable[[Sequence[Record]], Figure]] = {

@@ -3,7 +3,8 @@
 For each row: FLOPs, and bytes with the experts that really got a token in place of their expected
 number; t_c = FLOPs / GEMM roof, t_m = bytes / bandwidth roof, t_0 = launches · launch time. The
 floor is max(t_c, t_m). Where a calibration fits the device and backend, it gives the expected time;
-elsewhere that is t_0 + (t_c⁴ + t_m⁴)^¼ at the roofs themselves, which real kernels do not reach.
+elsewhere that is t_0 + (t_c⁴ + t_m⁴)^¼ at the roofs themselves, which real kernels do not reach; on
+a CPU with what `host` knows of small matmuls, new pages and small operations.
 Nothing here needs torch.
 """
 
@@ -13,24 +14,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from moeplan.errors import UserError, near_miss
 from moeplan.model.ffn import MoE, Routing
 from moeplan.model.ops import Op
 from moeplan.model.workload import Workload
+from moeplan.profile.host import ROWS, Host
 from moeplan.profile.record import Direction, OpPrediction, Prediction, Roof, Stage, Subject, now
 from moeplan.quantity import Number, evaluate
 
 __all__ = [
     "DTYPES",
+    "JUDGED",
     "LAUNCHES",
+    "TOGETHER",
     "UNCALIBRATED",
     "Calibrated",
+    "Rates",
     "Shape",
     "block_of",
     "calibration_for",
     "dtype_bytes",
+    "phase_of",
     "predict",
     "subject_of",
 ]
@@ -40,12 +46,27 @@ DTYPES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 UNCALIBRATED = (
     "No calibration for this device and backend: the prediction assumes that the measured roofs "
-    "are reached in full. Expect it to be too fast, by 20 to 30 % on a GPU and by more on a CPU."
+    "are reached in full. Expect it to be too fast, by 20 to 30 %."
 )
 
-REFERENCE = (
-    "The reference backend is a loop in fp32, for correctness: the prediction is that of the torch "
-    "backend, and its errors are not counted."
+UNCALIBRATED_CPU = (
+    "No calibration for this device and backend: the prediction is made of what this run measured "
+    "of the processor beside the layer. Expect errors of some ten percent, more under other load."
+)
+
+OTHERS = (
+    "The prediction is that of the torch backend, beside which this one is shown: its errors are "
+    "not counted."
+)
+
+JUDGED = ("torch",)
+"""Backends that predictions are made for. `reference` is there to be right, others to compare."""
+
+TOGETHER = "experts"
+"""The phase of a backend that runs all from permute to combine in one call."""
+
+_ROUTED = frozenset(
+    ("permute", "experts_gate_up", "experts_up", "experts_activation", "experts_down", "combine")
 )
 
 LAUNCHES: Mapping[Stage, Mapping[str, int]] = {
@@ -86,6 +107,12 @@ class Shape:
     dtype: str
     direction: Direction
     backend: str = "torch"
+    together: bool = False
+
+
+def phase_of(row: str, *, together: bool) -> str:
+    """The phase that a row is measured in: its own, or the one of all routed rows together."""
+    return TOGETHER if together and row in _ROUTED else row
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -113,7 +140,7 @@ def predict(
 
     Raises UserError where a roof is missing.
     """
-    rates = _Rates(roofs)
+    rates, host = Rates.of(roofs), Host.of(roofs)
     work = Workload("train", B=1, S=case.tokens, C=case.tokens)
     env = dict(case.block.environment(work))
     env["A"] = sum(1 for rows in case.rows_per_expert if rows)
@@ -127,31 +154,64 @@ def predict(
             seconds = None
             if calibration is not None:
                 seconds = calibration.seconds(op, row, case.rows_per_expert, env)
+            elif host is not None:
+                size = dtype_bytes(case.dtype)
+                seconds = host.seconds(op, row, case.rows_per_expert, env, size)
             ops.append(row if seconds is None else row.model_copy(update={"expected": seconds}))
-    note = UNCALIBRATED if calibration is None else ""
+    if case.together:
+        ops = _joined(ops)
+    note = "" if calibration is not None else UNCALIBRATED if host is None else UNCALIBRATED_CPU
     return Prediction(
         made=now(),
-        method="roofs of this run" if calibration is None else f"calibration {calibration.name}",
-        note=REFERENCE if case.backend == "reference" else note,
+        method=_method(host, calibration),
+        note=note if case.backend in JUDGED else OTHERS,
         ops=ops,
         expected=sum(op.expected for op in ops),
         peak_bytes=peak_bytes,
     )
 
 
-class _Rates:
-    """The roofs that rows are held against."""
+def _method(host: Host | None, calibration: Calibrated | None) -> str:
+    if calibration is not None:
+        return f"calibration {calibration.name}"
+    return "roofs of this run" + (", with small matmuls" if host is not None else "")
 
-    def __init__(self, roofs: Sequence[Roof]) -> None:
+
+def _joined(ops: Sequence[OpPrediction]) -> list[OpPrediction]:
+    """The rows with those of the routed experts added up into one."""
+    out: dict[tuple[Stage, str], OpPrediction] = {}
+    for op in ops:
+        key = (op.stage, phase_of(op.name, together=True))
+        if key not in out:
+            out[key] = op.model_copy(update={"name": key[1]})
+            continue
+        summed = ("flops", "bytes", "compute", "memory", "launch", "expected")
+        sums = {name: getattr(out[key], name) + getattr(op, name) for name in summed}
+        out[key] = out[key].model_copy(update=sums)
+    return list(out.values())
+
+
+class Rates(NamedTuple):
+    """The roofs that rows are held against: FLOP/s, B/s, and seconds of a launch."""
+
+    gemm: float
+    bandwidth: float
+    launch: float
+
+    @classmethod
+    def of(cls, roofs: Sequence[Roof]) -> Rates:
+        """From a run's roofs. Raises UserError where one is missing."""
         values = {roof.name: roof.value for roof in roofs}
         missing = sorted({"gemm", "copy", "reduce", "launch"} - values.keys())
         if missing:
             raise UserError(f"the record has no roof {', '.join(missing)}: measure it anew")
-        self.gemm, self.launch = values["gemm"], values["launch"]
-        # a floor takes the faster of the two: reading alone is faster than copying on many devices
-        self.bandwidth = max(values["copy"], values["reduce"])
+        # a floor takes the fastest: a processor may do better on few rows than on a square matmul,
+        # and reading alone is faster than copying on many devices
+        gemm = max(rate for name, rate in values.items() if name.startswith(("gemm", ROWS)))
+        return cls(gemm, max(values["copy"], values["reduce"]), values["launch"])
 
     def row(self, op: Op, stage: Stage, env: Mapping[str, Number], size: int) -> OpPrediction:
+        """A row in one stage: its work, and its time at each roof."""
         times = 1 if stage == "forward" else 2
         flops = times * int(evaluate(op.flops, env))
         moved = int(times * _activations(op, env, size) + _weights(op, env, size, stage))

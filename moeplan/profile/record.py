@@ -40,12 +40,14 @@ __all__ = [
     "quantile",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 METHOD = 1
 
 Stage: TypeAlias = Literal["forward", "backward"]
 Direction: TypeAlias = Literal["forward", "forward+backward"]
-CaseState: TypeAlias = Literal["running", "measured", "skipped", "out of memory", "out of time"]
+CaseState: TypeAlias = Literal[
+    "running", "measured", "skipped", "out of memory", "out of time", "failed"
+]
 RunState: TypeAlias = Literal["running", "finished", "interrupted", "device lost", "out of time"]
 
 

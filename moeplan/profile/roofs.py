@@ -17,17 +17,20 @@ import torch
 from torch import Tensor
 
 from moeplan.profile.bench import DTYPES
+from moeplan.profile.host import FRESH, ROWS, SMALL
 from moeplan.profile.record import Roof, now
 
 __all__ = ["Sizes", "measure_roofs", "sizes_for"]
 
 GIB = 2**30
+BY_ROWS = (1, 4, 16, 64, 256)
 
 
 class Sizes(NamedTuple):
     """gemm: side of the square matmul. stream: bytes that a copy or reduction reads.
 
-    matrices: operands that take turns. samples: of each roof. launches: in one sample.
+    matrices: operands that take turns. samples: of each roof. launches: in one sample. side: of the
+    weights of matmuls by rows.
     """
 
     gemm: int
@@ -35,6 +38,7 @@ class Sizes(NamedTuple):
     matrices: int
     samples: int
     launches: int
+    side: int = 1024
 
 
 def sizes_for(device: torch.device, *, quick: bool = False) -> Sizes:
@@ -52,7 +56,9 @@ def sizes_for(device: torch.device, *, quick: bool = False) -> Sizes:
 def measure_roofs(
     device: torch.device, dtype: str, *, quick: bool = False, sizes: Sizes | None = None
 ) -> list[Roof]:
-    """Measure gemm (in dtype, FLOP/s), copy and reduce (B/s), launch (s); on CUDA also dispatch.
+    """Measure gemm (in dtype, FLOP/s), copy and reduce (B/s), launch (s).
+
+    On CUDA also dispatch; on a CPU also what `host` predicts with.
 
     gemm: square matmul. copy: bytes read and written by a copy. reduce: bytes read by a sum.
     launch: of an operation that does nothing worth mentioning, from a replayed CUDA graph; on a CPU
@@ -66,7 +72,7 @@ def measure_roofs(
         _reduce(device, sizes, generator),
     ]
     if device.type != "cuda":
-        return [*roofs, _dispatch(device, sizes, "launch")]
+        return [*roofs, _dispatch(device, sizes, "launch"), *_host(DTYPES[dtype], sizes, generator)]
     return [*roofs, _graph_launch(device, sizes), _dispatch(device, sizes, "dispatch")]
 
 
@@ -144,6 +150,59 @@ def _dispatch(device: torch.device, sizes: Sizes, name: str) -> Roof:
     seconds = _sampled(run, device, sizes.samples, wall=True)
     note = f"mean of {sizes.launches} calls on one number"
     return _time(name, [second / sizes.launches for second in seconds], note)
+
+
+def _host(dtype: torch.dtype, sizes: Sizes, generator: torch.Generator) -> list[Roof]:
+    """What `host` needs: matmuls by their rows, first writes to new pages, small operations."""
+    return [
+        *_by_rows(dtype, sizes, generator),
+        _fresh(sizes),
+        _small(sizes, generator),
+    ]
+
+
+def _by_rows(dtype: torch.dtype, sizes: Sizes, generator: torch.Generator) -> list[Roof]:
+    """FLOP/s of matmuls of few to many rows, each with the next weights: none are in a cache."""
+    cpu, n = torch.device("cpu"), sizes.side
+    weights = _random(cpu, generator, max(sizes.stream // (8 * n * n), 4), n, n).to(dtype)
+    found, place = [], 0
+    for rows in BY_ROWS:
+        x = _random(cpu, generator, rows, n).to(dtype)
+        each = max(min(16 // rows, len(weights)), 1)  # short ones: several in a sample
+
+        def run(_: int, x: Tensor = x, each: int = each) -> None:
+            nonlocal place
+            for _ in range(each):
+                torch.mm(x, weights[place].t())
+                place = (place + 1) % len(weights)
+
+        seconds = _sampled(run, cpu, sizes.samples)
+        note = f"{rows} x {n} x {n}, the next weights each time" if rows == BY_ROWS[0] else ""
+        found.append(_rate(f"{ROWS}{rows}", "FLOP/s", 2 * rows * n * n * each, seconds, note))
+    return found
+
+
+def _fresh(sizes: Sizes) -> Roof:
+    """Bytes written to memory that the system has just given."""
+    size = sizes.stream // 2
+    seconds = _sampled(lambda _: torch.empty(size, dtype=torch.uint8).fill_(1), torch.device("cpu"),
+                       sizes.samples)  # fmt: skip
+    return _rate(FRESH, "B/s", size, seconds, "first write to new memory")
+
+
+def _small(sizes: Sizes, generator: torch.Generator) -> Roof:
+    """A small operation with a new result, after something else has had the caches."""
+    cpu, calls = torch.device("cpu"), 16
+    sweep = _random(cpu, generator, sizes.stream // 16)
+    x, at = _random(cpu, generator, 64, 256), torch.arange(8)
+    taken = []
+    for _ in range(sizes.samples + 2):
+        sweep.add_(1)
+        start = time.perf_counter()
+        for _ in range(calls):
+            x.index_select(0, at)
+        taken.append((time.perf_counter() - start) / calls)
+    return _time(SMALL, taken[2:], f"mean of {calls} calls after the caches were used for others")
 
 
 def _graph_launch(device: torch.device, sizes: Sizes) -> Roof:

@@ -9,60 +9,54 @@ from __future__ import annotations
 import gc
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from moeplan.errors import UserError
 from moeplan.profile import bench, checks, device, store
 from moeplan.profile.assignment import Ids, rows_per_expert
+from moeplan.profile.failures import DeviceLost, is_device_lost, is_out_of_memory
 from moeplan.profile.functions import uses_kernels
 from moeplan.profile.layer import Layer
-from moeplan.profile.memory import PeakMemory, peak_memory
-from moeplan.profile.predict import Shape, calibration_for, dtype_bytes, predict, subject_of
+from moeplan.profile.memory import PeakMemory
+from moeplan.profile.predict import subject_of
 from moeplan.profile.record import (
     Case,
     Device,
     Measurement,
-    Prediction,
     Record,
     Roof,
     Settings,
     Versions,
     now,
 )
+from moeplan.profile.schedule import (
+    KEEP_FREE,
+    Machine,
+    memory_of,
+    needed_bytes,
+    prediction_of,
+    schedule,
+)
 from moeplan.profile.suite import Job, Part
 from moeplan.units import fmt_bytes
 
-__all__ = ["DeviceLost", "Runner", "is_device_lost", "is_out_of_memory"]
+__all__ = ["Runner"]
 
-_KEEP_FREE = 0.95  # of the free bytes that a case may take
 _FULL_CHECK_TOKENS = 32
 
 
-class DeviceLost(Exception):
-    """The device does not answer any more: a new process is needed."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in text or "can't allocate memory" in text or "out of memory" in text
-    )
-
-
-def is_device_lost(error: BaseException) -> bool:
-    """Whether an error leaves the CUDA context unusable."""
-    lost = getattr(torch, "AcceleratorError", None)
-    if lost is not None and isinstance(error, lost):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("CUDA error" in text or "CUDA driver error" in text)
+def _is_less(one: Job, other: Job) -> bool:
+    """Whether a case takes at most as long as another: the same, with fewer tokens or a direction
+    that does no more."""
+    same = (one.subject, one.backend, one.dtype) == (other.subject, other.backend, other.dtype)
+    directions = one.direction == "forward" or other.direction == one.direction
+    return same and directions and one.tokens <= other.tokens
 
 
 @dataclass
@@ -90,6 +84,7 @@ class Runner:
     records: dict[str, Record] = field(default_factory=dict)
     _roofs: list[Roof] = field(default_factory=list)
     _layers: tuple[tuple[str, str, str], list[Layer]] | None = None
+    _seconds: dict[tuple[Any, ...], float] = field(default_factory=dict)
     _left_of_job: float = 0.0
 
     # ------------------------------------------------------------------------ whole runs
@@ -109,7 +104,7 @@ class Runner:
             for record in self.records.values():
                 record.roofs += self._roofs
                 self._save(record)
-            self.planned(sum(self._estimate(job) for job in self._left(todo)))
+            self._plan(todo)
             for part, record in todo:
                 self._part(part, record)
         except KeyboardInterrupt:
@@ -121,13 +116,22 @@ class Runner:
         short = any(c.state == "out of time" for r in self.records.values() for c in r.cases)
         self._end("out of time" if short else "finished", "")
 
-    def _left(self, todo: Sequence[tuple[Part, Record]]) -> list[Job]:
-        return [
-            job
-            for part, record in todo
-            for job in part.jobs
-            if job.key not in record.finished_keys()
-        ]
+    def _left(self, todo: Sequence[tuple[Part, Record]]) -> list[Part]:
+        """The parts with the cases that have no figures yet."""
+        parts = []
+        for part, record in todo:
+            done = record.finished_keys()
+            jobs = tuple(job for job in part.jobs if job.key not in done)
+            if jobs:
+                parts.append(replace(part, jobs=jobs))
+        return parts
+
+    def _plan(self, todo: Sequence[tuple[Part, Record]]) -> None:
+        """Tell the bar what the run is thought to take."""
+        budget = self.deadline - time.monotonic()
+        steps = schedule(self._left(todo), self._machine(), self.settings.samples, budget)
+        self._seconds = {step.job.key: step.seconds for step in steps}
+        self.planned(sum(self._seconds.values()))
 
     def _open(self, part: Part) -> Record:
         """The record of a part: one that is open already, one to go on with, or a new one."""
@@ -192,11 +196,16 @@ class Runner:
         deadline = self.deadline
         if part.seconds is not None:
             deadline = min(deadline, time.monotonic() + part.seconds)
+        too_long: list[Job] = []
         for job in part.jobs:
             if job.key in record.finished_keys():
                 continue
-            self._left_of_job = self._estimate(job)
-            case = self._case(job, record, deadline)
+            self._left_of_job = self._seconds[job.key]
+            # what a smaller size has no time for, a larger one has not either
+            smaller = next((j for j in too_long if _is_less(j, job)), None)
+            case = self._case(job, record, deadline if smaller is None else -math.inf)
+            if case.state == "out of time":
+                too_long.append(job)
             record.put(case)
             self._save(record)
             self.advanced(case.label, self._left_of_job)
@@ -216,18 +225,32 @@ class Runner:
         )
         record.subjects.setdefault(job.subject, subject_of(job.block, job.source))
         memory = self._memory(job)
-        case.prediction = self._predict(job, rows, memory)
-        needed, free = self._needed(job, memory, case.prediction), self._free()
-        if needed > _KEEP_FREE * free:
+        case.prediction = prediction_of(job, rows, memory, self._roofs, self.facts.name)
+        free = self._free()
+        needed = needed_bytes(memory, case.prediction, self.facts.cache_bytes)
+        if needed > KEEP_FREE * free:
             case.state, case.free_bytes = "skipped", free
             case.reason = f"does not fit: {fmt_bytes(needed)} predicted, {fmt_bytes(free)} free"
             return case
-        if time.monotonic() > deadline:
-            case.state, case.reason = "out of time", "the time budget was spent before it"
+        late = self._too_late(case.prediction.expected, deadline)
+        if late:
+            case.state, case.reason = "out of time", late
             return case
         record.put(case)
         self._save(record)  # the prediction is on disk before the run
         return self._run(job, case, ids, record, deadline)
+
+    def _too_late(self, expected: float, deadline: float) -> str:
+        """Why a case does not end by the deadline, or nothing where it may."""
+        left = deadline - time.monotonic()
+        if math.isinf(left) and left < 0:
+            return "the time budget is too short for a smaller case already"
+        if left < 0:
+            return "the time budget was spent before it"
+        needed = expected * (2 * self.settings.samples + 2)
+        if needed > left:
+            return f"the time budget is too short: it is predicted to take {needed:.0f} s"
+        return ""
 
     def _run(self, job: Job, case: Case, ids: Ids, record: Record, deadline: float) -> Case:
         assert case.prediction is not None
@@ -253,13 +276,13 @@ class Runner:
             case.state, case.reason = "out of time", f"the time budget is too short: {problem}"
         except UserError as problem:
             case.state, case.reason = "skipped", str(problem)
-        except (RuntimeError, MemoryError) as problem:
+        except Exception as problem:  # the other cases may well run, and a GPU's time is scarce
             self._failed(problem, case)
         return case
 
     def _tick(self, job: Job, case: Case) -> Callable[[], None]:
         """What a timed pass tells the bar; a case never takes more of it than was planned."""
-        each = self._estimate(job) / (2 * self.settings.samples + 4)
+        each = self._seconds[job.key] / (2 * self.settings.samples + 4)
 
         def tick() -> None:
             step = min(each, self._left_of_job)
@@ -269,14 +292,30 @@ class Runner:
         return tick
 
     def _failed(self, problem: BaseException, case: Case) -> None:
-        """Note an out-of-memory, and free what is held; anything else goes on upwards."""
+        """Note an out-of-memory or what else went wrong, and free what is held.
+
+        A lost device ends the run.
+        """
+        said = next(iter(str(problem).splitlines()), type(problem).__name__)
         if is_out_of_memory(problem):
-            case.state, case.reason = "out of memory", str(problem).splitlines()[0]
-            self._drop()
-        elif is_device_lost(problem):
-            raise DeviceLost(str(problem).splitlines()[0]) from problem
+            case.state, case.reason = "out of memory", said
+        elif is_device_lost(problem) or not self._answers():
+            raise DeviceLost(said) from problem
         else:
-            raise problem
+            last = traceback.extract_tb(problem.__traceback__)[-1]
+            case.state = "failed"
+            case.reason = f"{said} ({Path(last.filename).name}, line {last.lineno})"
+        self._drop()
+
+    def _answers(self) -> bool:
+        """Whether the device still does what it is told: some errors end its context for good."""
+        if self.where.type != "cuda":
+            return True
+        try:
+            torch.cuda.synchronize(self.where)
+        except RuntimeError:
+            return False
+        return True
 
     # ------------------------------------------------------------- predictions and layers
     def _ids(self, job: Job) -> Ids:
@@ -286,36 +325,14 @@ class Runner:
         )
 
     def _memory(self, job: Job) -> PeakMemory:
-        return peak_memory(
-            job.block,
-            job.tokens,
-            backward=job.direction == "forward+backward",
-            element=dtype_bytes(job.dtype),
-            kernels=uses_kernels(self.where.type),
-        )
+        return memory_of(job, kernels=uses_kernels(self.where.type))
 
-    def _predict(self, job: Job, rows: Sequence[int], memory: PeakMemory) -> Prediction:
-        shape = Shape(job.block, job.tokens, rows, job.dtype, job.direction, job.backend)
-        calibration = calibration_for(self.facts.name, job.backend, job.dtype)
-        return predict(shape, self._roofs, int(memory.peak), calibration)
-
-    def _estimate(self, job: Job) -> float:
-        """Seconds that the bar gives a case: its passes at the predicted time, and building it."""
-        rows = [1] * int(job.block.values["E"])  # nothing is drawn for an estimate
-        memory = self._memory(job)
-        if memory.peak > self._free():
-            return 0.0
-        expected = self._predict(job, rows, memory).expected
-        return 0.5 + expected * (2 * self.settings.samples + 4)
-
-    def _needed(self, job: Job, memory: PeakMemory, prediction: Prediction) -> int:
-        """Bytes of a case with all its copies: layers and inputs in turn over the caches."""
-        turns = bench.turns_needed(
-            int(memory.weights), sum(op.bytes for op in prediction.ops), self.facts.cache_bytes
-        )
-        return int(
-            memory.peak + (turns.layers - 1) * memory.weights + (turns.passes - 1) * memory.input
-        )
+    def _machine(self) -> Machine:
+        kernels = uses_kernels(self.where.type)
+        return Machine(
+            self.facts.name, self.where.type, self._roofs, self._free(), self.facts.cache_bytes,
+            kernels,
+        )  # fmt: skip
 
     def _free(self) -> int:
         """Free bytes, counting those of the layers that are there to be used or dropped."""
@@ -328,7 +345,8 @@ class Runner:
         """The job's layers, those of the last case where they are the same."""
         key = (job.subject, job.backend, job.dtype)
         if self._layers is None or self._layers[0] != key:
-            self._drop()
+            if self._layers is not None:
+                self._drop()
             layers = bench.make_layers(
                 job.block, job.backend, job.dtype, self.where, self.settings.seed,
                 self.facts.cache_bytes,
@@ -358,6 +376,5 @@ class Runner:
                 done.append(
                     checks.check_layer(layer, job.subject, job.dtype, _FULL_CHECK_TOKENS, seed)
                 )
-                gc.collect()
             record.checks += done
         return all(check.passed for check in done)

@@ -1,14 +1,14 @@
 """What a run measures, and in which order: cases of one model, or a suite of many.
 
 The suite `gpu` brings home what one card can tell in at most 12 minutes, the most valuable first:
-the five presets forward, then the calibration grid, then backward, then other routings. A run that
-ends early has lost the least valuable part.
+the five presets forward, then the calibration grid, then backward, then other backends, then other
+routings. A run that ends early has lost the least valuable part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moeplan.errors import UserError, near_miss
 from moeplan.load import load_preset
@@ -26,7 +26,7 @@ SIZES = {
 }
 """Tokens of a pass that are measured where nobody asks for others."""
 
-QUICK_SIZES = {"cuda": (1, 64, 4096), "cpu": (1, 64)}
+QUICK_SIZES = {"cuda": (1, 64, 4096), "cpu": (1, 8)}
 
 FIVE = ("qwen3-30b-a3b", "olmoe-1b-7b", "mixtral-8x7b", "gpt-oss-120b", "deepseek-v3")
 
@@ -43,7 +43,20 @@ GRID = (
     (7168, 2048, 64, 8),
 )
 GRID_SIZES = (1, 8, 32, 128, 512, 2048, 8192)
-GRID_SECONDS = 90.0
+CPU_GRID = (
+    (512, 256, 32, 8),
+    (768, 384, 16, 4),
+    (1024, 768, 8, 2),
+    (1024, 2048, 8, 2),
+    (1280, 640, 64, 6),
+    (1536, 512, 16, 2),
+    (2048, 512, 32, 4),
+    (2048, 768, 8, 1),
+)
+"""Shapes that one core computes within the seconds of a grid; no preset is among them."""
+CPU_GRID_SIZES = (1, 4, 16, 64, 256)
+GRID_SECONDS = 120.0
+OTHER_SECONDS = 20.0  # of another backend on one model
 GPU_SECONDS = 660.0  # of 12 minutes; the rest is for starting torch and building layers
 
 
@@ -123,37 +136,50 @@ def _named(
     backends: Sequence[str],
     dtype: str,
     directions: Sequence[Direction],
+    seconds: float | None = None,
 ) -> list[Part]:
-    return [
+    parts = (
         one_model(load_preset(name), tokens, routing, backends, dtype, directions) for name in names
-    ]
+    )
+    return [replace(part, seconds=seconds) for part in parts]
 
 
 def _gpu(
     tokens: Sequence[int], backends: Sequence[str], dtype: str, directions: Sequence[Direction]
 ) -> list[Part]:
-    """Five presets and the grid on the default backend, then the others where there are any."""
+    """Five presets and the grid on the default backend, then the others where there are any.
+
+    The reference, against which each backend is checked before it is timed, is not timed itself.
+    """
     main, *others = backends
+    others = [name for name in others if name != "reference"]
     uniform = Assignment("uniform")
-    large = [size for size in tokens if size >= 64]
+    large, few = [s for s in tokens if s >= 64], [s for s in tokens if s in (64, 4096)]
     parts = _named(FIVE, tokens, uniform, [main], dtype, ["forward"])
     parts.append(_grid(main, dtype))
     if "forward+backward" in directions:
         parts += _named(FIVE, tokens, uniform, [main], dtype, ["forward+backward"])
+    for other in others:  # one that does not run or is slow takes nothing from the next
+        parts += _named(FIVE, few, uniform, [other], dtype, ["forward"], seconds=OTHER_SECONDS)
     for routing in (Assignment("zipf", 1.2), Assignment("balanced")):
         parts += _named(FIVE, large, routing, [main], dtype, ["forward"])
-    if others:
-        parts += _named(FIVE, [s for s in tokens if s <= 512], uniform, others, dtype, ["forward"])
     return parts
 
 
-def _grid(backend: str, dtype: str) -> Part:
+def _grid(
+    backend: str,
+    dtype: str,
+    shapes: Sequence[tuple[int, int, int, int]] = GRID,
+    sizes: Sequence[int] = GRID_SIZES,
+    skew: int = 512,
+) -> Part:
+    """The calibration grid. skew: the size that is routed unevenly, so that a fit sees that."""
     jobs = []
-    for d, f, e, k in GRID:
+    for d, f, e, k in shapes:
         name = f"grid-d{d}-f{f}-e{e}-k{k}"
         block = MoE(D=d, E=e, k=k, F=f)
-        for size in GRID_SIZES:
-            skewed = size == 512  # one size under skew, so that a fit sees uneven loads
+        for size in sizes:
+            skewed = size == skew
             routing = Assignment("zipf", 1.2) if skewed else Assignment("uniform")
             jobs.append(
                 Job(name, "calibration grid", block, size, routing, backend, dtype, "forward")
@@ -170,8 +196,21 @@ def _all(
     return _named(names, tokens, Assignment("uniform"), backends, dtype, directions)
 
 
-SUITES: dict[str, Plan] = {"gpu": _gpu, "all": _all}
-"""gpu: five presets, calibration grid, backward, other routings. all: every preset."""
+def _grid_alone(
+    tokens: Sequence[int], backends: Sequence[str], dtype: str, directions: Sequence[Direction]
+) -> list[Part]:
+    return [_grid(backends[0], dtype)]
+
+
+def _grid_cpu(
+    tokens: Sequence[int], backends: Sequence[str], dtype: str, directions: Sequence[Direction]
+) -> list[Part]:
+    return [_grid(backends[0], dtype, CPU_GRID, CPU_GRID_SIZES, skew=64)]
+
+
+SUITES: dict[str, Plan] = {"gpu": _gpu, "all": _all, "grid": _grid_alone, "grid-cpu": _grid_cpu}
+"""gpu: five presets, calibration grid, backward, other routings. all: every preset. grid: what
+`moeplan calibrate` fits to, on a GPU; grid-cpu: the same at a CPU's sizes."""
 
 
 def suite(

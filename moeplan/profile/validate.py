@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moeplan.errors import UserError
+from moeplan.profile.predict import JUDGED
 from moeplan.profile.record import Case, Record, Stage, quantile
 from moeplan.profile.store import find_records, load_record
 
@@ -144,8 +145,8 @@ def op_points(records: Iterable[Record], share: float = SHARE) -> list[OpPoint]:
 
 
 def _judged(record: Record) -> Iterator[Case]:
-    """Measured cases, without those of the reference backend, which is there to be right."""
-    return (case for case in record.measured() if case.backend != "reference")
+    """Measured cases of the backends that predictions are made for."""
+    return (case for case in record.measured() if case.backend in JUDGED)
 
 
 class Validation(NamedTuple):
@@ -197,7 +198,10 @@ def validate(places: Sequence[Path], band: Band = GATES) -> Validation:
     records = [load_record(path) for path in paths]
     layers = layer_points(records)
     if not layers:
-        raise UserError(f"{', '.join(map(str, places))}: no case has been measured")
+        judged = " or ".join(JUDGED)
+        raise UserError(
+            f"{', '.join(map(str, places))}: no case of the backend {judged} has been measured"
+        )
     points, every = op_points(records), op_points(records, share=0)
     whole, all_ops = _errors(layers), _errors(points)
     by_op = {

@@ -2,64 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from moeplan.errors import UserError
 from moeplan.estimation.parameters import active, count
 from moeplan.families import FAMILIES
 from moeplan.load import load_preset
-from moeplan.model.attention import Attention
 from moeplan.model.ffn import DenseFFN, MoE
 from moeplan.model.ops import Block
 from moeplan.model.spec import ModelSpec
+from moeplan.model.workload import Workload
 from moeplan.presets import presets
-from moeplan.quantity import plain
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_count
 
-__all__ = ["family_rows", "family_table"]
+__all__ = ["family_rows", "family_table", "kinds"]
 
-_MIXERS = {
-    "CompressedAttention": "compressed attention",
-    "GatedDeltaNet": "gated delta rule",
-    "LatentAttention": "multi-latent",
-    "LightningAttention": "lightning attention",
-    "Mamba1": "Mamba-1",
-    "Mamba2": "Mamba-2",
-    "ShortConvolution": "short convolution",
-    "SparseLatentAttention": "multi-latent, sparse by indexer",
-}
+_ONE = Workload("decode")
 
 
-def _attention(block: Attention) -> str:
-    heads, kv_heads = plain(block.H), plain(block.G)
-    kind = "multi-head" if heads == kv_heads else "grouped-query"
-    words = {"full": "", "window": ", window", "chunk": ", chunks"}[block.scope]
-    if block.cross:
-        return "cross-attention"
-    return kind + words + (", shared keys and values" if block.shares_kv else "")
+def _kind(block: Block) -> str:
+    """The words for a mixer or feed-forward block; "" for norms, residuals and the like.
+
+    A mixer without a label is called by its class.
+    """
+    mixes = any(op.kind in ("attention", "scan") for op in block.rows(_ONE))
+    if block.label or not mixes:
+        return block.label
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(block).__name__).lower()
 
 
-def _kind(block: Block) -> str | None:
-    """The words for a mixer or feed-forward block; None for norms, residuals and the like."""
-    if isinstance(block, Attention):
-        return _attention(block)
-    if isinstance(block, MoE):
-        return "MoE with shared experts" if block.Fs is not None else "MoE"
-    if isinstance(block, DenseFFN):
-        return "dense" if block.gated else "dense, ungated"
-    return _MIXERS.get(type(block).__name__)
-
-
-def _kinds(spec: ModelSpec) -> tuple[list[str], list[str]]:
+def kinds(spec: ModelSpec) -> tuple[list[str], list[str]]:
     """(mixers, feed-forward kinds) of a model's layers, each once, in order of appearance."""
     mixers: dict[str, None] = {}
     feed: dict[str, None] = {}
     for group in spec.groups:
         if group.is_layer and group.role != "mtp":
             for block in group.blocks:
-                words = _kind(block)
-                if words is not None:
+                if words := _kind(block):
                     target = feed if isinstance(block, (MoE, DenseFFN)) else mixers
                     target.setdefault(words)
     return list(mixers), list(feed)
@@ -82,7 +63,7 @@ def family_rows() -> list[dict[str, Any]]:
 def _row(model_type: str, spec: ModelSpec | None) -> dict[str, Any]:
     if spec is None:
         return {"model_type": model_type, "mixers": [], "feed_forward": [], "preset": ""}
-    mixers, feed = _kinds(spec)
+    mixers, feed = kinds(spec)
     return {
         "model_type": model_type,
         "mixers": mixers,
@@ -104,9 +85,11 @@ def family_table(rows: list[dict[str, Any]]) -> Table:
         Column("active"),
     ]
     table = Table(f"Model types ({len(rows)})", columns)
-    for row in rows:
+    for row in (row for row in rows if row["preset"]):
         sizes = [fmt_count(row[key]) if key in row else "" for key in ("total", "active")]
         kinds = ["; ".join(row[key]) for key in ("mixers", "feed_forward")]
         table.rows.append((row["model_type"], *kinds, row["preset"], *sizes))
     table.notes.append("the largest preset of each; a config.json of the same type reads alike")
+    others = [row["model_type"] for row in rows if not row["preset"]]
+    table.notes.append(f"read too, without a preset: {', '.join(others)}")
     return table

@@ -359,6 +359,16 @@ def test_every_number_leads_to_its_sources():
     assert result.dispatch.other_nodes.unit == "B"
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_less_than_one_expert_a_token(policy):
+    """One choice of 17, of which 16 experts hold weights: 16 of 17 tokens are sent like top-1."""
+    whole = all_to_all(64, 512, 16, 1, 16, 8, policy=policy)
+    part = all_to_all(64, 512, 16, 1, 16, 8, policy=policy, real=16 / 17)
+    for kind in KINDS:
+        sent = getattr(whole.dispatch, kind).value * 16 / 17
+        assert getattr(part.dispatch, kind).value == pytest.approx(sent)
+
+
 # Illegal input
 
 LEGAL = {"tokens": 64, "hidden": 7168, "experts": 256, "top_k": 8, "ep": 64, "node": 8}

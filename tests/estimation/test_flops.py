@@ -15,9 +15,10 @@ from moeplan.estimation.flops import flops, forward, forward_by_component
 from moeplan.estimation.fold import lines
 from moeplan.estimation.parameters import active, parameters
 from moeplan.families import read_config
-from moeplan.model.attention import Attention, visible_pairs
+from moeplan.model.attention import Attention
 from moeplan.model.ffn import MoE
 from moeplan.model.latent_attention import LatentAttention
+from moeplan.model.masks import visible_keys, visible_pairs
 from moeplan.model.spec import Group, ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.quantity import evaluate
@@ -112,6 +113,8 @@ def test_causal_pairs_against_an_explicit_mask(scope: str, S: int, before: int, 
         assert missing == S / 2
     over = evaluate(formula, {"S": np.array([S, S]) * 1.0, "C": C, "W": W})
     assert list(over) == [found, found]
+    read = evaluate(visible_keys(**scoped), {"S": S, "C": C, "W": W})
+    assert read == mask.any(axis=0).sum()
 
 
 @given(S=lengths, before=st.integers(0, 200), W=st.integers(1, 90))

@@ -38,6 +38,38 @@ QWEN = {**WIDE, **HEADS, "head_dim": 16, "tie_word_embeddings": False}
 OCR = {**WIDE, "num_attention_heads": 6, "num_key_value_heads": 6, **ROUTED}
 VISION = {"depth": 1, "num_hidden_layers": 1}
 
+QWEN4 = {
+    **SIZES,
+    **HEADS,
+    **EXPERTS,
+    "head_dim": 16,
+    "shared_expert_intermediate_size": 40,
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 14,
+    "linear_value_head_dim": 18,
+    "hc_lowrank": 22,
+    "indexer_n_heads": 3,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "eos_token_id": 1,
+}
+INKLING = {
+    **HEADS,
+    **ROUTED,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "sliding_window_size": 8,
+}
+PLE = {
+    "ngram_vocab_size_base": 50,
+    "ple_embed_dim": 64,
+    "split_ngram_parts": 5,
+    "make_ngram_vocab_size_divisible_by": 16,
+}
+
 BASES: dict[str, dict[str, Any]] = {
     "afmoe": {**WIDE, **HEADS, **EXPERTS},
     "aria": {"text_config": {"model_type": "aria_text", **ARIA}},
@@ -54,12 +86,43 @@ BASES: dict[str, dict[str, Any]] = {
             "mlp_layer_types": [DENSE] + [SPARSE] * 5,
         }
     },
+    "diffusion_gemma": {
+        "text_config": {
+            "model_type": "diffusion_gemma_text",
+            **WIDE,
+            **HEADS,
+            "num_experts": 8,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 24,
+        },
+        "vision_config": {"model_type": "gemma4_vision", "num_hidden_layers": 1},
+    },
+    "doge": {
+        **WIDE,
+        "num_attention_heads": 6,
+        "is_moe": True,
+        "num_experts": 90,
+        "num_experts_per_tok": 5,
+    },
     "dots3_note": {
         "text_config": {"model_type": "dots3_note_text", **WIDE, **LATENT, **ROUTED, **INDEXER},
         "vision_config": {"adapter_out_dim": 96},
         "audio_config": {"adapter_out_dim": 96},
     },
     "dots3_note_text": {**WIDE, **LATENT, **ROUTED, **INDEXER},
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "model_type": "ernie4_5_vl_moe_text",
+            **WIDE,
+            **HEADS,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [3, 3, 2],
+            },
+        },
+        "vision_config": {"depth": 1},
+    },
     "exaone_moe": {**WIDE, **HEADS, **EXPERTS, "head_dim": 20},
     "flex_olmo": {**WIDE, **HEADS, "num_experts": 6, "num_experts_per_tok": 2},
     "flint": {**WIDE, **HEADS, **EXPERTS, "shared_expert_intermediate_size": 40},
@@ -85,6 +148,15 @@ BASES: dict[str, dict[str, Any]] = {
     "granitemoeshared": GRANITE,
     "hy_v3": {**WIDE, **HEADS, **EXPERTS},
     "hy_v4": {**WIDE, **LATENT, **ROUTED, **INDEXER},
+    "inkling2": {
+        "text_config": {"model_type": "inkling2_text", **SIZES, **INKLING},
+        "vision_config": {"num_hidden_layers": 1, "text_hidden_size": 96},
+    },
+    "inkling_mm_model": {
+        "text_config": {"model_type": "inkling_text", **WIDE, **INKLING},
+        "vision_config": {"num_hidden_layers": 6},
+        "audio_config": {},
+    },
     "jetmoe": {
         **WIDE,
         "num_key_value_heads": 4,
@@ -128,6 +200,12 @@ BASES: dict[str, dict[str, Any]] = {
         "vision_config": VISION,
         "audio_config": {"out_hidden_size": 96},
     },
+    "openai_privacy_filter": {
+        **WIDE,
+        **HEADS,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+    },
     "qwen3_omni_moe": {
         "thinker_config": {
             "text_config": {"model_type": "qwen3_omni_moe_text", **QWEN, **EXPERTS},
@@ -150,6 +228,11 @@ BASES: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "qwen3_vl_moe_text", **QWEN, **EXPERTS},
         "vision_config": VISION,
     },
+    "qwen4_exp": {
+        "text_config": {"model_type": "qwen4_exp_text", **QWEN4},
+        "vision_config": VISION,
+    },
+    "qwen4_exp_text": QWEN4,
     "solar_open": {**SIZES, **HEADS, **ROUTED},
     "step3p7": {
         "text_config": {
@@ -163,6 +246,7 @@ BASES: dict[str, dict[str, Any]] = {
         "vision_config": VISION,
     },
     "unlimited_ocr": {"text_config": {"model_type": "unlimited_ocr_text", **OCR}},
+    "zaya": {**SIZES, **HEADS, **EXPERTS, "num_experts_per_tok": 1},
 }
 
 
@@ -223,6 +307,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _text(n_shared_experts=1, attention_bias=True),
         _text(mlp_layer_types=WORDS, n_routed_experts=16),
     ],
+    "diffusion_gemma": [
+        _text(attention_bias=True, head_dim=20, layer_types=[SLIDING, FULL] * 3),
+        _text(num_hidden_layers=3, num_global_key_value_heads=3, global_head_dim=24),
+    ],
+    "doge": [
+        {**BIASED, "mlp_bias": True, "num_key_value_heads": 2},
+        {"num_experts": 64, "num_key_value_heads": 3, "keep_window_size": 8},
+    ],
     "dots3_note": [
         _text(**SWA),
         _text(use_dsa=False, n_shared_experts=2, mlp_layer_types=WORDS),
@@ -230,6 +322,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "dots3_note_text": [
         {**SWA, "attention_bias": True, "moe_shared_expert_intermediate_size": 20},
         {"use_sliding_window": False, "first_k_dense_replace": 2, "index_head_dim": 40},
+    ],
+    "ernie4_5_vl_moe": [
+        _text(moe_num_experts=6, moe_k=2, moe_intermediate_size=[28, 12], mlp_layer_types=WORDS),
+        _text(moe_num_shared_experts=0, moe_num_experts=9, num_hidden_layers=2),
     ],
     "exaone_moe": [
         {"tie_word_embeddings": True, "layer_types": MIXED, "num_shared_experts": 2},
@@ -271,6 +367,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "hy_v4": [
         {**BIASED, "hc_mult": 3, "n_shared_experts": 2},
         {"mlp_layer_types": WORDS, "indexer_types": ["full", "shared"] * 3, "v_head_dim": 20},
+    ],
+    "inkling2": [
+        _text(layer_types=["hybrid", "hybrid_sliding"] * 3, d_rel=5, rel_extent=30),
+        _text(num_hidden_layers=9, swa_head_dim=20, conv_kernel_size=3, n_routed_experts=7),
+    ],
+    "inkling_mm_model": [
+        _text(mlp_layer_types=WORDS, head_dim=20, d_rel=5, rel_extent=30, n_shared_experts=3),
+        _text(local_layer_ids=[0, 4], dense_mlp_idx=2, swa_head_dim=20, conv_kernel_size=3),
     ],
     "jetmoe": [
         {"tie_word_embeddings": False, "num_experts_per_tok": 3, "kv_channels": 16},
@@ -325,6 +429,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         _text(attention_bias=True, mlp_layer_types=WORDS, layer_types=MIXED),
         _text(moe_hidden_size=32, num_local_experts=5, num_hidden_layers=3),
     ],
+    "openai_privacy_filter": [
+        {"attention_bias": False, "sliding_window": 8},
+        {"id2label": {"0": "a", "1": "b"}, "num_local_experts": 5},
+        {"num_labels": 7, "head_dim": 20, "num_key_value_heads": 3, "num_hidden_layers": 2},
+    ],
     "qwen3_omni_moe": [
         {"thinker_config": _text(attention_bias=True, mlp_only_layers=[0, 3])},
         {"thinker_config": _text(num_experts=7, decoder_sparse_step=2)},
@@ -336,6 +445,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "qwen3_vl_moe": [
         _text(attention_bias=True, mlp_only_layers=[0, 3]),
         _text(num_experts=7, decoder_sparse_step=2, head_dim=20),
+    ],
+    "qwen4_exp": [
+        _text(ple_layer_ids=[3, 1], hc_count=2, attention_bias=True, **PLE),
+        _text(layer_types=[FULL, LINEAR, LINEAR] * 2, num_experts=7, indexer_n_heads=5),
+    ],
+    "qwen4_exp_text": [
+        {"ple_layer_ids": [2], **PLE, "heads_per_ngram": 4, "ngram_size": 5, "hc_count": 3},
+        {"ple_layer_ids": [1], **PLE, "split_ngram_parts": 4, "full_attention_interval": 2},
     ],
     "solar_open": [
         {**BIASED, "n_shared_experts": 2},
@@ -354,6 +471,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "unlimited_ocr": [
         _text(attention_bias=True, n_shared_experts=1, sliding_window=64),
         _text(mlp_layer_types=WORDS, n_routed_experts=16, num_experts_per_tok=5),
+    ],
+    "zaya": [
+        {**BIASED, "router_hidden_size": 20, "lm_head_bias": True, "tie_word_embeddings": False},
+        {"cca_time0": 3, "cca_time1": 4, "head_dim": 20, "sliding_window": 8}
+        | {"layer_types": ["hybrid", "hybrid_sliding"] * 3, "num_experts": 7},
     ],
 }
 

@@ -43,7 +43,7 @@ def _needs_transformers() -> None:
     oracle()
 
 
-def _model(config: dict[str, Any]) -> Any:
+def model_of(config: dict[str, Any]) -> Any:
     import torch
 
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def _model(config: dict[str, Any]) -> Any:
     return model
 
 
-def _counted(model: Any, context: int, *, decode: bool) -> dict[str, int]:
+def counted(model: Any, context: int, *, decode: bool) -> dict[str, int]:
     """Module to FLOPs of all below it, for a prefill or one decoding step; "" is the model."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -77,11 +77,11 @@ def _counted(model: Any, context: int, *, decode: bool) -> dict[str, int]:
     return found
 
 
-def _sum(counts: dict[str, int], *ends: str) -> int:
+def summed(counts: dict[str, int], *ends: str) -> int:
     return sum(n for name, n in counts.items() if name.endswith(ends))
 
 
-def _rows(spec: ModelSpec, work: Workload) -> list[Line]:
+def rows_of(spec: ModelSpec, work: Workload) -> list[Line]:
     """The rows of a pass in which latents are expanded in every phase, as transformers does."""
     groups = tuple(
         replace(
@@ -96,7 +96,7 @@ def _rows(spec: ModelSpec, work: Workload) -> list[Line]:
     return lines(replace(spec, groups=groups), work)
 
 
-def _flops(rows: list[Line]) -> int:
+def flops_of(rows: list[Line]) -> int:
     return sum(int(line.group.number * line.flops) for line in rows)
 
 
@@ -107,39 +107,39 @@ DECODE = Workload("decode", B=B, S=1, C=C, mask="full")
 @pytest.mark.parametrize(("family", "i"), EXACT)
 def test_prefill_and_decoding(family: str, i: int) -> None:
     config = case(family, i)
-    spec, model = read_config(config, family), _model(config)
+    spec, model = read_config(config, family), model_of(config)
     for work, context in ((PREFILL, S), (DECODE, C)):
         decode = work.phase == "decode"
-        counts = _counted(model, context, decode=decode)
-        rotary = _sum(counts, "rotary_emb")
-        assert _flops(_rows(spec, work)) == counts[""] - rotary, work.phase
+        counts = counted(model, context, decode=decode)
+        rotary = summed(counts, "rotary_emb")
+        assert flops_of(rows_of(spec, work)) == counts[""] - rotary, work.phase
 
 
 @pytest.mark.parametrize("i", [0, 1])
 def test_compressed_attention(i: int) -> None:
     """transformers sums the indexer's heads element by element, V3.2's does it by a product."""
     config = case("deepseek_v4", i)
-    spec, model = read_config(config, "v4"), _model(config)
+    spec, model = read_config(config, "v4"), model_of(config)
     for work, context in ((PREFILL, S), (DECODE, C)):
-        counts = _counted(model, context, decode=work.phase == "decode")
-        rows = _rows(spec, work)
+        counts = counted(model, context, decode=work.phase == "decode")
+        rows = rows_of(spec, work)
         heads = sum(
             line.group.number * line.evaluate("2*B*Pi*Hi")
             for line in rows
             if line.op.name == "index_scores"
         )
         assert heads > 0
-        assert _flops(rows) - heads == counts[""] - _sum(counts, "rotary_emb")
+        assert flops_of(rows) - heads == counts[""] - summed(counts, "rotary_emb")
 
 
 def test_encoder_decoder() -> None:
     """transformers' loop takes a 0/1 mask for expert numbers: it runs E experts a token, not 2."""
     config = case("nllb-moe", 1) | {"encoder_sparse_step": 3, "encoder_layers": 4}
     config |= {"num_hidden_layers": 4, "decoder_layers": 4, "num_experts": 5}
-    counts = _counted(_model(config), S, decode=False)
-    rows = _rows(read_config(config, "nllb"), PREFILL)
-    experts = _flops([line for line in rows if line.op.kind == "grouped_linear"])
-    assert _flops(rows) + experts * 3 // 2 == counts[""]
+    counts = counted(model_of(config), S, decode=False)
+    rows = rows_of(read_config(config, "nllb"), PREFILL)
+    experts = flops_of([line for line in rows if line.op.kind == "grouped_linear"])
+    assert flops_of(rows) + experts * 3 // 2 == counts[""]
 
 
 def test_zero_computation_experts() -> None:
@@ -147,12 +147,12 @@ def test_zero_computation_experts() -> None:
     import torch
 
     config = case("longcat_flash", 0)
-    spec, model = read_config(config, "longcat"), _model(config)
+    spec, model = read_config(config, "longcat"), model_of(config)
     drawn: list[Any] = []
     for name, module in model.named_modules():
         if name.endswith("mlp.router"):
             module.register_forward_hook(lambda _m, _i, out: drawn.append(out[2]))
-    counts = _counted(model, S, decode=False)
+    counts = counted(model, S, decode=False)
     real = (torch.stack(drawn) < config["n_routed_experts"]).sum().item()
     tokens = B * S * config["num_layers"]
     block = spec.first(MoE)
@@ -160,61 +160,61 @@ def test_zero_computation_experts() -> None:
     assert block.values["r"] == pytest.approx(6 * 8 / 12)
     assert 0 < real < 6 * tokens
     exact = spec.vary(MoE, r=real / tokens)
-    assert _flops(_rows(exact, PREFILL)) == pytest.approx(
-        counts[""] - _sum(counts, "rotary_emb"), abs=2
+    assert flops_of(rows_of(exact, PREFILL)) == pytest.approx(
+        counts[""] - summed(counts, "rotary_emb"), abs=2
     )
 
 
 def test_mamba_1() -> None:
     """Only C h is a product there (half of ours), and its convolution pads w - 1 more outputs."""
     config = case("jamba", 0)
-    spec, model = read_config(config, "jamba"), _model(config)
-    counts = _counted(model, S, decode=False)
-    rows = _rows(spec, PREFILL)
+    spec, model = read_config(config, "jamba"), model_of(config)
+    counts = counted(model, S, decode=False)
+    rows = rows_of(spec, PREFILL)
     scans = [line for line in rows if line.op.name == "selective_scan"]
     convs = [line for line in rows if line.op.name == "conv"]
     assert len(scans) == len(convs) > 0
     half = sum(line.group.number * line.flops // 2 for line in scans)
     padding = sum(line.group.number * line.evaluate("2*B*Di*w*(w - 1)") for line in convs)
-    assert _flops(rows) - half + padding == counts[""]
+    assert flops_of(rows) - half + padding == counts[""]
 
 
-def _own(counts: dict[str, int], module: str) -> int:
+def own(counts: dict[str, int], module: str) -> int:
     """FLOPs of a module that are not of the modules in it."""
     inside = (n for name, n in counts.items() if name.rpartition(".")[0] == module)
     return counts[module] - sum(inside)
 
 
-@pytest.mark.parametrize(
-    ("family", "i", "child"),
-    [
-        ("nemotron_h", 0, "in_proj"),
-        ("nemotron_h", 1, "in_proj"),
-        ("kimi_linear", -1, "forget_gate"),
-        ("kimi_linear", 0, "forget_gate"),
-    ],
-)
+SCANS = [
+    ("nemotron_h", 0, "in_proj"),
+    ("nemotron_h", 1, "in_proj"),
+    ("kimi_linear", -1, "forget_gate"),
+    ("kimi_linear", 0, "forget_gate"),
+]
+
+
+@pytest.mark.parametrize(("family", "i", "child"), SCANS)
 def test_all_but_the_scan(family: str, i: int, child: str) -> None:
     """transformers' fallbacks of these scans are element-wise: everything else is compared."""
     config = case(family, i)
-    spec, model = read_config(config, family), _model(config)
+    spec, model = read_config(config, family), model_of(config)
     for work, context in ((PREFILL, S), (DECODE, C)):
-        counts = _counted(model, context, decode=work.phase == "decode")
+        counts = counted(model, context, decode=work.phase == "decode")
         mixers = [name for name in counts if f"{name}.{child}" in counts]
-        scans = sum(_own(counts, name) for name in mixers)
-        rest = [line for line in _rows(spec, work) if line.op.kind != "scan"]
+        scans = sum(own(counts, name) for name in mixers)
+        rest = [line for line in rows_of(spec, work) if line.op.kind != "scan"]
         assert mixers
-        assert _flops(rest) == counts[""] - scans - _sum(counts, "rotary_emb")
+        assert flops_of(rest) == counts[""] - scans - summed(counts, "rotary_emb")
 
 
 def test_short_convolution() -> None:
     """transformers pads w - 1 more outputs in a prefill, and computes one more in decoding."""
     config = case("lfm2_moe", 1)
-    spec, model = read_config(config, "lfm2"), _model(config)
+    spec, model = read_config(config, "lfm2"), model_of(config)
     for work, context, extra in ((PREFILL, S, "w - 1"), (DECODE, C, "1")):
-        counts = _counted(model, context, decode=work.phase == "decode")
-        rows = _rows(spec, work)
+        counts = counted(model, context, decode=work.phase == "decode")
+        rows = rows_of(spec, work)
         convs = [line for line in rows if line.op.name == "conv"]
         more = sum(line.group.number * line.evaluate(f"2*B*D*w*({extra})") for line in convs)
         assert more > 0
-        assert _flops(rows) + more == counts[""] - _sum(counts, "rotary_emb")
+        assert flops_of(rows) + more == counts[""] - summed(counts, "rotary_emb")

@@ -376,3 +376,22 @@ def _adds_up(spec: ModelSpec) -> None:
                     assert evaluate(op.flops, values) >= 0
             for entry in block.cache():
                 assert evaluate(entry.per_token, block.values) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"model_type": "qwen3_mo"}, "text_config.model_type is 'qwen3_mo'.*did you mean"),
+        (
+            {"model_type": "llava"},
+            "'llava', a text part that is not read",
+        ),
+        ({"model_type": "mixtral", "text_config": {}}, "text part inside of a text part"),
+        ({"model_type": "mixtral"}, "key text_config.num_hidden_layers|text_config.hidden_size"),
+        ({}, "key text_config.model_type is missing"),
+        (None, "key text_config is missing"),
+    ],
+)
+def test_text_parts_that_are_not_read(text: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_config({"model_type": "llava", "text_config": text}, "file")

@@ -276,6 +276,30 @@ def test_active_experts_limits():
     assert probability_active(np.array([4.0, 8.0]), 2, 1).tolist() == [0.5, 0.25]
 
 
+# Experts that compute nothing: a token may draw them, and nothing is sent for them
+
+
+@pytest.mark.parametrize(("E", "Z", "k", "n"), [(4, 1, 1, 2), (6, 3, 4, 3), (4, 4, 3, 4)])
+def test_experts_that_compute_nothing_are_nowhere(E, Z, k, n):
+    """Every equally likely draw of k of E + Z experts, one after the other."""
+    reached = [len({e // (E // n) for e in d if e < E}) for d in combinations(range(E + Z), k)]
+    real = k * E / (E + Z)
+    found = expected_distinct(E, k, n, real=real)
+    assert found == pytest.approx(sum(reached) / len(reached), rel=1e-12)
+    array = expected_distinct(np.array([E, E]), k, n, real=np.array([real, 0]))
+    np.testing.assert_allclose(array, [found, 0], rtol=1e-12)
+    assert expected_distinct(E, k, n, real=0) == 0
+    assert expected_distinct(E, k, n, real=k) == pytest.approx(expected_distinct(E, k, n))
+
+
+def test_real_experts_out_of_range():
+    with pytest.raises(UserError, match=r"real=3 .* between 0 and top_k=2"):
+        expected_distinct(16, 2, 4, real=3)
+    with pytest.raises(UserError, match="groups"):
+        expected_distinct(16, 2, 4, 4, 2, real=1)
+    assert np.isnan(expected_distinct(16, 2, 4, real=np.array([3.0, -1.0, np.nan]))).all()
+
+
 # Errors
 
 

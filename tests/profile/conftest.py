@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,5 +21,7 @@ def _one_thread() -> Iterator[None]:
     """Tests are small, and threads that wait for each other are slow."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()  # runs collect garbage, and would look through all that tests have imported
     yield
+    gc.unfreeze()
     torch.set_num_threads(before)

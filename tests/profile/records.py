@@ -41,6 +41,16 @@ def roofs(gemm: float = 1e12, bandwidth: float = 1e10, launch: float = 1e-6) -> 
     ]
 
 
+def host_roofs(fresh: float = 1e9, small: float = 0.0, **rates: float) -> list[Roof]:
+    """Those of a CPU: r1=1e9 is the rate of matmuls of one row."""
+    made = [
+        Roof(name=f"rows {name[1:]}", unit="FLOP/s", value=rate, amount=rate, samples=[1.0])
+        for name, rate in rates.items()
+    ]
+    made.append(Roof(name="fresh", unit="B/s", value=fresh, amount=fresh, samples=[1.0]))
+    return [*made, Roof(name="small", unit="s", value=small, samples=[small])]
+
+
 def settings(tokens: Sequence[int] = (4,), seed: int = 0, samples: int = 3) -> Settings:
     """Settings of a small run."""
     return Settings(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moeplan.model.ffn import MoE
-from moeplan.profile import backends, bench, device
+from moeplan.profile import backends, bench
 from moeplan.profile.assignment import Assignment, rotated, rows_per_expert
 from moeplan.profile.backends import Experts, PhaseScope, TorchBackend
 from moeplan.profile.bench import OutOfTime, Passes, make_layers, measure, turns_needed
@@ -233,6 +233,35 @@ def test_a_cpu_has_no_kernels() -> None:
         kernel_seconds(p.run, 1, p.names, p.sync)
 
 
+def test_a_capture_that_fails_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says why, gives the stream back, and leaves the backend's other cases alone."""
+    tried: list[int] = []
+    streams: list[Any] = []
+
+    def captured(_: Passes) -> list[Any]:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(bench, "_captured", captured)
+    monkeypatch.setattr(bench, "_UNCAPTURED", {})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "the stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    p = passes()
+    said = "capture failed: operation not permitted when stream is capturing"
+    assert [bench._graph(p, 3).absent for _ in range(3)] == [said] * 3
+    assert len(tried) == 1
+    assert streams == ["the stream before"]
+    monkeypatch.setattr(bench, "_UNCAPTURED", {})
+
+    def out_of_memory(_: Passes) -> list[Any]:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(bench, "_captured", out_of_memory)
+    assert bench._graph(p, 3).absent == "no memory left for the capture"
+    assert bench._UNCAPTURED == {}  # a smaller case may have it
+
+
 # ---------------------------------------------------------------------------- correctness
 class _Forgets(TorchBackend):
     """Leaves the last expert's rows out."""
@@ -274,31 +303,6 @@ def test_checks_run_the_blocks_own_routing_at_reduced_widths() -> None:
     assert [c.tokens for c in found] == [48, 1, 48]
     assert all(c.passed for c in found), found
     assert all(0 < c.output_error < c.tolerance for c in found)
-
-
-# ----------------------------------------------------------------------------- the device
-def test_nvidia_smi_is_read() -> None:
-    read = device.smi_clocks(["1980", "3201", "650.12", "700.00", "61"], "0x0000000000000044")
-    assert (read.clock_mhz, read.memory_mhz, read.power_w, read.power_limit_w) == (
-        1980, 3201, 650.12, 700,
-    )  # fmt: skip
-    assert read.throttle == ["power cap", "thermal, by hardware"]
-    absent = device.smi_clocks(["[N/A]", "3201", "[N/A]", "700", "61"], "[N/A]")
-    assert (absent.clock_mhz, absent.power_w, absent.throttle) == (None, None, [])
-
-
-def test_idle_clocks_are_no_throttling() -> None:
-    assert device.throttle_reasons(0x1) == []  # GPU idle
-    assert device.throttle_reasons(0x80) == ["power brake"]
-
-
-def test_the_cpu_describes_itself() -> None:
-    facts = device.describe(CPU)
-    assert facts.kind == "cpu"
-    assert facts.name
-    assert 0 < device.free_bytes(CPU) <= facts.memory_bytes
-    assert facts.units == torch.get_num_threads()
-    assert device.versions(CPU).torch == torch.__version__
 
 
 def test_rotation_moves_loads_and_keeps_tokens_apart() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from functools import cache
@@ -19,6 +18,8 @@ from moeplan.errors import UserError
 from moeplan.profile import exchange
 from moeplan.profile.exchange import fit_times, rows_between
 from moeplan.profile.expert_parallel import sharded_layer
+from moeplan.profile.view_exchange import exchange_tables
+from moeplan.report.tables import to_text
 from tests.profile.cases import kinds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +30,6 @@ SIZES = ["--set", "D=64", "--set", "F=32"]
 
 def _environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
-
-
-def _free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 CASES: dict[str, list[str]] = {
@@ -53,24 +48,25 @@ CASES: dict[str, list[str]] = {
 
 
 @cache
+def _all_documents() -> dict[str, list[dict[str, Any]]]:
+    """Every case over 2 and over 4 processes, which find each other as torchrun's do."""
+    cases = [[*case, *SMALL] for case in CASES.values()]
+    program = [sys.executable, str(Path(__file__).with_name("exchange_worker.py"))]
+    run = subprocess.run(
+        [*program, json.dumps({2: cases, 4: cases})],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(),
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    documents: dict[str, list[dict[str, Any]]] = json.loads(run.stdout)
+    return documents
+
+
 def _documents(ranks: int) -> dict[str, dict[str, Any]]:
-    """Every case over so many processes, which find each other as torchrun's do."""
-    arguments = json.dumps([[*case, *SMALL] for case in CASES.values()])
-    program = [sys.executable, str(Path(__file__).with_name("exchange_worker.py")), arguments]
-    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    workers = [
-        subprocess.Popen(
-            program,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(RANK=str(rank), **place),
-        )
-        for rank in range(ranks)
-    ]
-    said = [worker.communicate(timeout=240) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * ranks, said
-    return dict(zip(CASES, json.loads(said[0][0]), strict=True))
+    return dict(zip(CASES, _all_documents()[str(ranks)], strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -131,9 +127,10 @@ def test_torchrun_prints_one_document(tmp_path: Path) -> None:
         [
             *TORCHRUN,
             "-m",
-            "moeplan.profile.exchange",
+            "moeplan.profile",
             *CASES["balanced"],
             *SMALL,
+            "--json",
             "--out",
             str(out),
         ],
@@ -151,6 +148,18 @@ def test_torchrun_prints_one_document(tmp_path: Path) -> None:
     assert document["traffic"]["dispatch"]["equal"]
 
 
+def test_tables_say_what_the_document_does() -> None:
+    document = _documents(4)["skewed, biases"]
+    text = to_text(exchange_tables(document), width=80)
+    assert "over 4 ranks" in text
+    assert "against the unsharded layer: equal" in text
+    assert text.count("every byte") == 2
+    assert "fit: " in text
+    assert max(map(len, text.splitlines())) <= 80
+    document = {**document, "check": {**document["check"], "passed": False}}
+    assert "NOT EQUAL" in to_text(exchange_tables(document))
+
+
 # ---------------------------------------------------------------------------------- one process
 def test_one_rank_sends_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -158,7 +167,7 @@ def test_one_rank_sends_nothing(
     place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
-    assert exchange.main([*CASES["uniform"], *SMALL]) == 0
+    assert exchange.main([*CASES["uniform"], *SMALL, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["traffic"]["dispatch"]["sent"] == [0]
     assert document["traffic"]["dispatch"]["estimate"] == 0
@@ -168,7 +177,7 @@ def test_one_rank_sends_nothing(
 
 def test_without_torchrun_one_sentence_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert exchange.main(["--preset", "olmoe"]) == 2
-    assert "torchrun --nproc-per-node N -m moeplan.profile.exchange" in capsys.readouterr().err
+    assert "torchrun --nproc-per-node N -m moeplan.profile" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,7 @@ def test_without_torchrun_one_sentence_says_how(capsys: pytest.CaptureFixture[st
 )
 def test_sizes_that_cannot_be_set(setting: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    options = exchange._options(["--preset", "olmoe", "--set", setting])
+    options = exchange.options_of(["--preset", "olmoe", "--set", setting])
     with pytest.raises(UserError, match=says):
         exchange._block(options)
 
@@ -185,7 +194,7 @@ def test_sizes_that_cannot_be_set(setting: str, says: str, monkeypatch: pytest.M
 def test_a_dense_model_has_nothing_to_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="has no experts"):
-        exchange._block(exchange._options(["--preset", "llama-3.1-8b"]))
+        exchange._block(exchange.options_of(["--preset", "llama-3.1-8b"]))
 
 
 def test_ranks_must_divide_the_experts() -> None:

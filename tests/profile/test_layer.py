@@ -64,16 +64,6 @@ def test_all_tokens_on_the_same_experts(name: str, dtype: torch.dtype) -> None:
     assert max(found.values()) < TOLERANCE[dtype], found
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_on_a_gpu(name: str, dtype: torch.dtype) -> None:
-    """The Triton kernels and the grouped matmuls of the device itself."""
-    layer = Layer(kinds()[name], dtype=dtype, device="cuda")
-    found = errors(layer, tokens=65)
-    assert max(found.values()) < TOLERANCE[dtype], found
-
-
 def test_empty_experts_get_no_gradient() -> None:
     layer = Layer(small(_moe("olmoe"), experts=24))
     x_TD = layer.input(9)

@@ -18,7 +18,7 @@ def test_the_suite_for_a_gpu_brings_the_most_valuable_first() -> None:
     assert {j.routing.text for p in parts for j in p.jobs} == {"uniform", "zipf:1.2", "balanced"}
     keys = [job.key for p in parts for job in p.jobs]
     assert len(keys) == len(set(keys))
-    assert parts[5].seconds == 90
+    assert parts[5].seconds == 120
 
 
 def test_the_grid_keeps_off_the_presets_that_judge_it() -> None:

@@ -108,7 +108,7 @@ def test_the_exit_code_follows_the_band(tmp_path: Path) -> None:
 
 
 def test_places_without_figures_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no case has been measured"):
+    with pytest.raises(UserError, match="no case of the backend torch has been measured"):
         validate([write(tmp_path, record())])
     with pytest.raises(UserError, match="no such record"):
         validate([tmp_path / "absent.json"])
