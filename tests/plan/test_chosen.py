@@ -84,7 +84,7 @@ TRAINED = Chosen(
     "mixtral",
     "h100x64",
     Layout.parse("pp=4,ep=8,batch=256", gpus=64),
-    TrainingJob(tokens=10**12),
+    TrainingJob(tokens=10**12, stack="kernels"),
 )
 
 
