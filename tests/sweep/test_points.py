@@ -220,7 +220,8 @@ def test_links_and_memory_of_a_cluster():
     """Twice the network halves what it takes; more memory fits more, and moves nothing else."""
     columns = moeplan.sweep(
         "mixtral", vary={"f": [1, 2], "m": [1, 8]}, cluster="h100x64", job="train",
-        set={"ep": 8, "overlap": "none", "batch": 256, "gpu.memory_bytes": "gpu.memory_bytes*m",
+        set={"ep": 8, "overlap": "none", "batch": 256, "stack": "kernels",
+             "gpu.memory_bytes": "gpu.memory_bytes*m",
              "gpu.scale_up_bandwidth": "gpu.scale_up_bandwidth*f",
              "gpu.nic_bandwidth": "gpu.nic_bandwidth*f"},
         show=["step", "time_ep", "memory", "memory_free"],
