@@ -14,7 +14,14 @@ from moeplan.families import read_config
 from moeplan.model.spec import ModelSpec
 from moeplan.presets import preset
 
-__all__ = ["config_data", "load_config", "load_model", "load_preset", "read_json"]
+__all__ = [
+    "config_data",
+    "load_config",
+    "load_model",
+    "load_preset",
+    "looks_like_path",
+    "read_json",
+]
 
 _QUANTISATION_FILE = "hf_quant_config.json"
 
@@ -89,10 +96,11 @@ def load_model(model: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
         return model
     if isinstance(model, Mapping):
         return read_config(model, "config")
-    if isinstance(model, Path) or _looks_like_path(model):
+    if isinstance(model, Path) or looks_like_path(model):
         return load_config(model)
     return load_preset(model)
 
 
-def _looks_like_path(text: str) -> bool:
+def looks_like_path(text: str) -> bool:
+    """Whether a model's name is a path; else it is a preset's."""
     return text.endswith(".json") or "/" in text or "\\" in text or text in (".", "..")

@@ -268,7 +268,7 @@ def _named(model: Any, values: Mapping[str, Any]) -> dict[str, tuple[tuple[int, 
     """Hub name to shape and copies. Of layers that hold the same, one is renamed and split.
 
     The conversion tables treat all layers of a stack alike, and splitting the experts of each takes
-    most of the time.
+    most of the time. Where a name does not hold its layer's index, each layer is converted.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -280,20 +280,23 @@ def _named(model: Any, values: Mapping[str, Any]) -> dict[str, tuple[tuple[int, 
     for (stack, index), held in stacks.items():
         shapes = frozenset((rest, tuple(value.shape)) for rest, value in held.items())
         alike.setdefault((stack, shapes), []).append(index)
+
+    def converted(stack: str, index: int) -> dict[str, tuple[tuple[int, ...], int]]:
+        at = f"{stack}{index}" if stack else ""
+        one = {at + rest: value for rest, value in stacks[stack, index].items()}
+        return _by_expert(revert_weight_conversion(model, one))
+
     out: dict[str, tuple[tuple[int, ...], int]] = {}
     for (stack, _), (first, *others) in alike.items():
-        at = f"{stack}{first}" if stack else ""
-        one = {at + rest: value for rest, value in stacks[stack, first].items()}
-        named = _by_expert(revert_weight_conversion(model, one))
+        named = converted(stack, first)
         out |= named
-        if not all(f".{first}." in name for name in named):  # a layer's tensors that lie elsewhere
-            for index in others:
-                at = f"{stack}{index}"
-                one = {at + rest: value for rest, value in stacks[stack, index].items()}
-                out |= _by_expert(revert_weight_conversion(model, one))
-            continue
+        place = re.compile(rf"\.{first}(?=\.|$)")
+        same = all(place.search(name) for name in named)
         for index in others:
-            out |= {re.sub(rf"\.{first}\.", f".{index}.", n, count=1): t for n, t in named.items()}
+            if same:
+                out |= {place.sub(f".{index}", name, count=1): of for name, of in named.items()}
+            else:
+                out |= converted(stack, index)
     return out
 
 

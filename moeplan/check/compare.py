@@ -74,6 +74,7 @@ class Check:
     """The outcome. refusal: why there is no estimate, None where there is one.
 
     here: totals of the estimate, for what was compared; there: of everything in the source.
+    by_name: tensors of which the source says no more than the name.
     notes: what was left out of the comparison, and rules that were used in it.
     """
 
@@ -85,6 +86,7 @@ class Check:
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     refusal: str | None = None
+    by_name: int = 0
 
     @property
     def equal(self) -> bool:
@@ -104,6 +106,7 @@ class Check:
                 dtype: {"tensors": number, "bytes": size}
                 for dtype, (number, size) in sorted(self.there.dtypes.items())
             },
+            "by_name_alone": self.by_name,
             "differences": [difference._asdict() for difference in self.differences],
             "notes": self.notes,
         }
@@ -169,7 +172,7 @@ class _Comparison:
 
     # ------------------------------------------------------------------------------- steps
     def _leave_out(self) -> None:
-        """Take out what no estimate counts, and MTP modules that a built model does not have."""
+        """Take out what no estimate counts, and MTP modules of which the source has nothing."""
         computed = [name for name in self.real if _COMPUTED.search(f".{name}")]
         self._drop(computed, "computed from the config or scales of a cache, no weights")
         if self.spec.not_counted:
@@ -178,15 +181,15 @@ class _Comparison:
         self._first_names()
         modules = {name for name, one in self.mine.items() if one.role == "mtp"}
         names = {short(name) for name in self.real}
-        if self.source.kind == "transformers" and not any(short(n) in names for n in modules):
+        if modules and not any(short(n) in names for n in modules):
             values = sum(self.mine[n].elements for n in modules if self.mine[n].tied is None)
             for name in modules:
                 del self.mine[name]
-            if modules:
-                self.out.notes.append(
-                    f"not compared: {values:,} values of multi-token prediction, which "
-                    "transformers does not build"
-                )
+            built = self.source.kind == "transformers"
+            why = "which transformers does not build" if built else "of which the files hold none"
+            self.out.notes.append(
+                f"not compared: {values:,} values of multi-token prediction, {why}"
+            )
 
     def _first_names(self) -> None:
         """A tensor that a file holds only under a name that is tied to it, under its own name."""
@@ -229,6 +232,7 @@ class _Comparison:
             self._again(mine, a, b)
             return
         self.used.append(a)
+        self.out.by_name += b.shapes is None
         if b.shapes is not None and not _fits(a, b):
             there = " or ".join(str(list(shape)) for shape in b.shapes)
             self.found.append(Found("shape", mine, str(list(a.shape)), there))
@@ -268,6 +272,7 @@ class _Comparison:
     def _unit(self, unit: str, mine: list[Expected], real: list[Stored]) -> None:
         self.used += mine
         if any(one.shapes is None for one in real):
+            self.out.by_name += len(mine)
             return
         here = sum(one.elements for one in mine)
         there = sum(one.elements or 0 for one in real)

@@ -176,7 +176,7 @@ def measure(
             try:
                 phases, totals = kernel_seconds(passes.run, samples, passes.names, passes.sync)
                 kernels, clock = Timing(samples=totals), "kernels"
-            except Unavailable as problem:
+            except (Unavailable, ValueError) as problem:  # the phases themselves have been timed
                 kernels = Timing(absent=str(problem))
         graph = _graph(passes, samples)
     peak, source = _peak(passes)

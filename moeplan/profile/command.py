@@ -155,16 +155,25 @@ def _prepared(options: ProfileOptions, started: float) -> tuple[Runner, list[Par
         folder=folder,
         file=file,
         resume=options.resume,
-        notes=[*options.note, *device_notes(where.type, options)],
+        notes=[*options.note, *device_notes(where.type, options), *_kernel_notes(where.type)],
         deadline=started + seconds,
         measure_roofs=lambda: roofs.measure_roofs(where, asked.dtype, quick=options.quick),
     )
     return runner, asked.parts
 
 
+def _kernel_notes(kind: str) -> list[str]:
+    from moeplan.profile.functions import kernels_missing
+
+    missing = kernels_missing(kind)
+    if kind != "cuda" or missing is None:
+        return []
+    return [f"rows run in plain torch, not as Triton kernels: {missing}"]
+
+
 def _guarded(runner: Runner, parts: Sequence[Part]) -> tuple[str, int]:
     """Run, and put into a sentence how it ended."""
-    from moeplan.profile.runner import DeviceLost
+    from moeplan.profile.failures import DeviceLost
 
     try:
         runner.run(parts)
@@ -178,7 +187,8 @@ def _guarded(runner: Runner, parts: Sequence[Part]) -> tuple[str, int]:
     sentence = f"written: {', '.join(str(path) for path in runner.paths.values())}"
     failed = [c for r in runner.records.values() for c in r.cases if c.state == "failed"]
     if failed:
-        return f"{sentence}; {len(failed)} cases failed, see the table of what was not measured", 1
+        cases = "1 case" if len(failed) == 1 else f"{len(failed)} cases"
+        return f"{sentence}; {cases} failed, see the table of what was not measured", 1
     return sentence, 0
 
 

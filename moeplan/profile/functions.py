@@ -24,6 +24,7 @@ __all__ = [
     "add_bias",
     "combine",
     "grouped_linear",
+    "kernels_missing",
     "permute",
     "router_input",
     "router_logits",
@@ -32,9 +33,37 @@ __all__ = [
 
 
 @cache
+def kernels_missing(device: str) -> str | None:
+    """Why row operations on a device of this type do not run as Triton kernels, or None.
+
+    Triton compiles for the card at hand, with a C compiler that it may not find: one kernel is
+    tried, and where that fails rows run in plain torch.
+    """
+    if device != "cuda":
+        return "Triton kernels are for CUDA"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        _try_kernel(device)
+    except Exception as problem:  # whatever a compiler or driver says
+        said = next(iter(str(problem).splitlines()), "")
+        return f"Triton failed: {type(problem).__name__}: {said}"
+    return None
+
+
+def _try_kernel(device: str) -> None:
+    """Sum two rows on the device. Raises ValueError where the sum is wrong."""
+    from moeplan.profile import kernels
+
+    rows_RD = torch.ones(2, 128, device=device)
+    place_TK = torch.tensor([[1, 0]], device=device)
+    if kernels.gather_sum(rows_RD, None, place_TK).tolist() != [[2.0] * 128]:
+        raise ValueError("one and one are not two")
+
+
 def uses_kernels(device: str) -> bool:
     """Whether row operations on a device of this type run as Triton kernels."""
-    return device == "cuda" and find_spec("triton") is not None
+    return kernels_missing(device) is None
 
 
 def _rows(tensor: Tensor) -> ModuleType:

@@ -28,6 +28,9 @@ def _verdict(c: Check) -> str:
     if c.refusal is not None:
         return "Counted without an estimate"
     if not c.differences:
+        if c.by_name and c.here is not None:
+            several = f"{c.by_name:,} of {c.here.tensors:,} tensors"
+            return f"Nothing differs; of {several} the name alone is known"
         return "The estimate is equal, tensor by tensor"
     number = sum(d.tensors for d in c.differences)
     return f"The estimate differs in {number:,} tensor" + ("s" if number != 1 else "")

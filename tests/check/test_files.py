@@ -17,6 +17,8 @@ from moeplan.check.differences import Found, gathered
 from moeplan.check.sources import header
 from moeplan.check.tensors import short
 from moeplan.errors import UserError
+from moeplan.families import read_config
+from moeplan.report.check import check_tables
 from tests.check.files import (
     BYTES,
     EXPERTS,
@@ -31,6 +33,7 @@ from tests.check.files import (
     write,
     write_index,
 )
+from tests.oracle import ours
 
 MOE = "model.layers.{}.block_sparse_moe."
 
@@ -81,6 +84,47 @@ def test_some_of_the_files_of_an_index(tmp_path: Path) -> None:
     found = check(tmp_path)
     assert found.equal
     assert "headers of 2 files of 3, and names from" in found.label
+
+
+def test_what_is_known_by_name_alone_is_said(tmp_path: Path) -> None:
+    """An index without its files, or with some: no shape of the rest was seen."""
+    sharded(folder(tmp_path / "some"), mixtral(), index=True)[1].unlink()
+    some = check(tmp_path / "some")
+    whole = check(folder(tmp_path / "all", mixtral()))
+    assert (whole.by_name, whole.to_dict()["by_name_alone"]) == (0, 0)
+    assert check_tables(whole)[0].title == "The estimate is equal, tensor by tensor"
+    assert 0 < some.by_name < len(mixtral())
+    assert check_tables(some)[0].title == (
+        f"Nothing differs; of {some.by_name} of {len(mixtral())} tensors the name alone is known"
+    )
+
+
+def test_files_without_prediction_modules(tmp_path: Path) -> None:
+    """Files that drop the modules whole differ in nothing else; those that hold a part, do."""
+    config = {
+        "model_type": "qwen3_next", "hidden_size": 64, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 6,
+        "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40,
+        "num_experts_per_tok": 2, "vocab_size": 128, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    every, _ = ours(read_config(config, "small"), mtp=True)
+    tensors: Tensors = {
+        name.replace("{e}", str(e)): ("BF16", tensor.shape)
+        for name, tensor in every.items()
+        if tensor.tied is None
+        for e in range(tensor.copies)
+    }
+    modules = {name for name in tensors if name.startswith("mtp.")}
+    assert len(modules) > 10
+    found = check(folder(tmp_path / "whole", tensors, config))
+    kept = {n: t for n, t in tensors.items() if n not in modules}
+    without = check(folder(tmp_path / "without", kept, config))
+    part = check(folder(tmp_path / "part", kept | {"mtp.norm.weight": ("BF16", (64,))}, config))
+    wrong = {d.name for d in found.differences}
+    assert {d.name for d in without.differences} == wrong  # types of what is kept in fp32
+    assert any("of which the files hold none" in note for note in without.notes)
+    missing = sum(d.tensors for d in part.differences if d.kind == "missing")
+    assert missing == len(modules) - 1
 
 
 def test_another_frameworks_copy_is_not_counted_too(tmp_path: Path) -> None:

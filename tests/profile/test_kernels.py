@@ -23,7 +23,8 @@ from moeplan.profile.layer import Layer
 from tests.profile.cases import errors, kinds, relative
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3}
-EVERY = [(how, gated) for how in ACTIVATIONS.values() for gated in (True, False)]
+DISTINCT = {(h.curve, h.slope, h.limit, h.shift): h for h in ACTIVATIONS.values()}.values()
+EVERY = [(how, gated) for how in DISTINCT for gated in (True, False)]
 ACTIVATED = pytest.mark.parametrize(("how", "gated"), EVERY, ids=lambda v: getattr(v, "name", v))
 
 
@@ -189,6 +190,16 @@ def test_a_layer_that_runs_on_the_kernels(
 
 def test_kernels_run_on_cuda_alone() -> None:
     assert not functions.uses_kernels("cpu")
+
+
+def test_kernels_that_do_not_compile_leave_rows_to_plain_torch(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = functions.kernels_missing.__wrapped__
+    monkeypatch.setattr(functions, "_try_kernel", lambda _, try_=functions._try_kernel: try_("cpu"))
+    assert missing("cuda") is None
+    monkeypatch.setattr(kernels, "gather_sum", lambda *_: torch.zeros(1, 128))
+    assert missing("cuda") == "Triton failed: ValueError: one and one are not two"
 
 
 # ------------------------------------------------------------------------------ ahead of time
