@@ -33,8 +33,10 @@ def add(parts: dict[str, Any], unit: str) -> Any:
             for name, part in parts.items()
         ]
         return total(named, unit)
-    out: Any = 0
-    for part in found:
+    if not found:
+        return 0
+    out = found[0]
+    for part in found[1:]:
         out = out + part
     return out
 

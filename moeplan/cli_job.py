@@ -41,6 +41,7 @@ __all__ = [
     "TrainOption",
     "chosen",
     "estimate_on_layout",
+    "job_of_options",
     "named_model",
     "option",
     "show_answer",
@@ -269,16 +270,21 @@ def _of_options(
     model: str, degrees: str, cluster: str, job: Mapping[str, Any], train: bool
 ) -> Chosen:
     from moeplan.cluster.hardware import cluster as cluster_named
-    from moeplan.parallel.job_values import job_of
     from moeplan.plan.chosen import Chosen
 
     _belongs(job, training=train)
     gpus = int(cluster_named(cluster).gpus.value)
     kinds = [f"{n}={job[n]}" for n in _KINDS if n in job]
     layout = _parsed(",".join([degrees, *kinds]), gpus)
+    return Chosen(model, cluster, layout, job_of_options(job, training=train))
+
+
+def job_of_options(job: Mapping[str, Any], *, training: bool) -> Any:
+    """A training or serving job of options; `UserError` for a number or word out of range."""
+    from moeplan.parallel.job_values import job_of
+
     fields = {_FIELDS.get(name, name): x for name, x in job.items() if name not in _KINDS}
-    found = job_of(fields, training=train, where=lambda name: option(_NAMES.get(name, name)))
-    return Chosen(model, cluster, layout, found)
+    return job_of(fields, training=training, where=lambda name: option(_NAMES.get(name, name)))
 
 
 def _parsed(text: str, gpus: int) -> Any:

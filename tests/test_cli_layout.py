@@ -120,8 +120,8 @@ def test_an_instance_too_small_says_so_and_has_no_times(run):
 
 def test_assumptions_name_the_efficiencies(run):
     out = " ".join(run(*SERVED, "--stack", "megatron-bridge").out.split())
-    assert "stack megatron-bridge: linear 0.80" in out
-    assert "busy 0.95" in out
+    assert "stack megatron-bridge: busy 1.00, host 5 ms an MoE layer" in out
+    assert "dense GEMMs: h800-sxm from h200-cublas in 8 bits, assumed" in out
     whys = [entry["why"] for entry in tree(*SECOND_ACCOUNT, "--stack", "datasheet")["assumptions"]]
     assert any("every peak is reached" in why for why in whys)
     assert any("account arxiv-2603.07685" in why for why in whys)

@@ -64,7 +64,7 @@ class Tables:
         for start in range(0, pair.size, CHUNK):
             part = pair[start : start + CHUNK]
             looked = self._look(part // size, part % size)
-            found.append(self.plan.sums(self.layout, looked, gathers=gathers))
+            found.append(self.plan.sums(self.layout, looked, gathers=gathers).all())
         numbers = {
             name: np.concatenate(
                 [np.broadcast_to(s[name], (min(CHUNK, pair.size - i * CHUNK),))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from moeplan.calc import add, calc
+from moeplan.calc import add, calc, value
 from moeplan.estimation.memory import Optimizer
 from moeplan.parallel.jobs import Overheads
 
-__all__ = ["MEMORY_PARTS", "owned", "rank_memory"]
+__all__ = ["MEMORY_PARTS", "owned", "rank_memory", "with_overheads"]
 
 MEMORY_PARTS = (
     "weights", "gradients", "optimizer", "activations", "buffers", "framework", "fragmentation",
@@ -82,3 +82,13 @@ def rank_memory(
     parts["framework"] = framework
     parts["fragmentation"] = calc("share*used", "B", share=share, used=used)
     return parts
+
+
+def with_overheads(used: Any, overheads: Overheads) -> Any:
+    """Bytes with framework and fragmentation, of the sum of the other parts; bare numbers."""
+    return calc(
+        "framework + (1 + share)*used",
+        framework=value(overheads.framework),
+        share=value(overheads.fragmentation),
+        used=used,
+    )

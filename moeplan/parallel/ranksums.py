@@ -15,7 +15,14 @@ from moeplan.calc import add, calc, value
 
 __all__ = ["Looked", "RankSums", "argmax", "largest", "rank_sums", "take"]
 
-_SLOWEST = ("wgrad", "backward", "compute", "recompute", "tp", "ep", "cp", "up", "out", "lower")
+_OF_SLOWEST = (
+    "wgrad", "backward", "compute", "recompute", "tp", "ep", "cp", "up", "out", "lower",
+)  # fmt: skip
+_OF_ALL = (
+    "time", "upper", "most_dense", "most_experts", "all_time", "all_lower", "all_upper",
+    "all_wgrad",
+)  # fmt: skip
+_OF_RANK = ("dense", "experts", "kept", "work", "buffer", "layer", "depth", "rank")
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,19 @@ class Looked:
 
     def largest(self, vector: Sequence[Any], name: str, unit: str) -> Any:
         """The largest of a column among the pieces that a rank holds."""
-        parts = [
-            calc("min(1, times)*each", unit, times=times, each=self.column(name, k))
-            for k, times in enumerate(vector)
-            if times is not None
-        ]
+        parts = []
+        for k, times in enumerate(vector):
+            if times is None:
+                continue
+            each = self.column(name, k)
+            if is_array(times):  # of layouts that do not all hold it
+                each = calc("min(1, times)*each", unit, times=times, each=each)
+            parts.append(each)
         return largest(parts, unit)
 
 
 class RankSums:
-    """Numbers by name, those of the deciding ranks by (name, rank).
+    """Numbers by name, those of the deciding ranks by (name, rank), added up when asked for.
 
     time, lower, upper: seconds of a microbatch on the slowest rank; wgrad ... out: further columns
     of that rank; all_*: summed over all ranks; most_dense, most_experts: parameters of the ranks
@@ -62,61 +72,115 @@ class RankSums:
     work, buffer, layer, depth, rank.
     """
 
-    def __init__(self, numbers: dict[Any, Any], count: int) -> None:
+    def __init__(
+        self, numbers: dict[Any, Any], count: int, make: Callable[[Any], Any] | None = None
+    ) -> None:
         self.numbers = numbers
         self.count = count
+        self._make = make
 
     def __getitem__(self, key: Any) -> Any:
+        if key not in self.numbers and self._make is not None:
+            self.numbers[key] = self._make(key)
         return self.numbers[key]
+
+    def all(self) -> RankSums:
+        """With every number added up."""
+        for name in (*_OF_ALL, *_OF_SLOWEST):
+            _ = self[name]
+        for c in range(self.count):
+            for name in _OF_RANK:
+                _ = self[name, c]
+        return self
 
     def take(self, at: Any) -> RankSums:
         """The sums of some rows."""
         return RankSums({name: a.take(at) for name, a in self.numbers.items()}, self.count)
+
+    def later(self, at: Any) -> RankSums:
+        """The sums of some rows, taken when they are asked for."""
+
+        def make(key: Any) -> Any:
+            number = self[key]
+            return number.take(at) if is_array(number) and number.ndim else number
+
+        return RankSums({}, self.count, make)
 
 
 def rank_sums(looked: Looked, *, halves: bool, gathers: bool, recomputes: bool) -> RankSums:
     """Add up tables. halves: a rank runs half of the microbatches through each of its two stages
     (DualPipe). gathers, recomputes: whether some layout gathers weights, or computes rows again.
     """
-    out: dict[Any, Any] = {}
-    ranks = range(len(looked.held))
-    for c in ranks:
+    made = _Sums(looked, halves, gathers, recomputes)
+    return made.sums
+
+
+class _Sums:
+    """Makes each number of `RankSums` from tables that were looked up."""
+
+    def __init__(self, looked: Looked, halves: bool, gathers: bool, recomputes: bool) -> None:
+        self.looked, self.gathers, self.recomputes = looked, gathers, recomputes
+        self.sums = RankSums({}, len(looked.held), self.make)
+        self.shares = [
+            [n if n is None or not halves else calc("n/2", "", n=n) for n in vector]
+            for vector in looked.held
+        ]
+        self._used: list[Any] | None = None
+        self._largest: dict[Any, Any] = {}
+
+    def _most(self, held: Sequence[Any], name: str, unit: str) -> Any:
+        """The largest of a column on a rank; the same for ranks of the same pieces."""
+        if any(is_array(n) for n in held):
+            return self.looked.largest(held, name, unit)
+        key = (name, *(n is None for n in held))
+        if key not in self._largest:
+            self._largest[key] = self.looked.largest(held, name, unit)
+        return self._largest[key]
+
+    def make(self, key: Any) -> Any:
+        """One number, by the key that `RankSums` has for it."""
+        if isinstance(key, tuple):
+            return self._of_rank(*key)
+        looked = self.looked
+        if key in ("time", "upper"):
+            return largest([looked.over(v, key, "s") for v in self.shares], "s")
+        if key in _OF_SLOWEST:
+            return looked.over(self.used, key, "B" if key in ("up", "out") else "s")
+        if key.startswith("most_"):
+            name = key.removeprefix("most_")
+            return largest([self.sums[name, c] for c in range(self.sums.count)], "parameters")
+        return looked.over(looked.count, key.removeprefix("all_"), "s")
+
+    def _of_rank(self, name: str, c: int) -> Any:
+        looked = self.looked
         held = looked.held[c]
-        out["dense", c] = looked.over(held, "dense", "parameters")
-        out["experts", c] = looked.over(held, "experts", "parameters")
-        out["kept", c] = looked.over(looked.alive[c], "kept", "B")
-        out["work", c] = looked.largest(held, "workspace", "B") if recomputes else 0
-        out["buffer", c] = looked.largest(held, "buffer", "B")
-        out["layer", c] = 0
-        if gathers:
-            most = {n: looked.largest(held, n, "parameters") for n in ("dense", "experts")}
-            out["layer", c] = calc("dense + experts", "parameters", **most)
-        out["depth", c], out["rank", c] = looked.depth[c], looked.rank[c]
-    for name in ("dense", "experts"):
-        out[f"most_{name}"] = largest([out[name, c] for c in ranks], "parameters")
-    _slowest(looked, out, halves=halves)
-    return RankSums(out, len(looked.held))
+        if name in ("dense", "experts"):
+            return looked.over(held, name, "parameters")
+        if name == "kept":
+            return looked.over(looked.alive[c], "kept", "B")
+        if name == "work":
+            return self._most(held, "workspace", "B") if self.recomputes else 0
+        if name == "buffer":
+            return self._most(held, "buffer", "B")
+        if name == "layer":
+            if not self.gathers:
+                return 0
+            most = {n: self._most(held, n, "parameters") for n in ("dense", "experts")}
+            return calc("dense + experts", "parameters", **most)
+        return {"depth": looked.depth, "rank": looked.rank}[name][c]
 
-
-def _slowest(looked: Looked, out: dict[Any, Any], *, halves: bool) -> None:
-    shares = [
-        [n if n is None or not halves else calc("n/2", "", n=n) for n in vector]
-        for vector in looked.held
-    ]
-    for name in ("time", "upper"):
-        stages = [looked.over(vector, name, "s") for vector in shares]
-        out[name] = largest(stages, "s")
-        if name == "time":
-            at = argmax(stages)
-    picked = [
-        take([0 if vector[k] is None else vector[k] for vector in shares], at)
-        for k in range(len(looked.count))
-    ]
-    used = [None if not is_array(n) and value(n) == 0 else n for n in picked]
-    for name in _SLOWEST:
-        out[name] = looked.over(used, name, "B" if name in ("up", "out") else "s")
-    for name in ("time", "lower", "upper", "wgrad"):
-        out[f"all_{name}"] = looked.over(looked.count, name, "s")
+    @property
+    def used(self) -> list[Any]:
+        """How often the slowest rank runs each piece for a microbatch."""
+        if self._used is None:
+            at = argmax([self.looked.over(v, "time", "s") for v in self.shares])
+            picked = [
+                take([0 if v[k] is None else v[k] for v in self.shares], at)
+                for k in range(len(self.looked.count))
+            ]
+            self._used = [None if not is_array(n) and value(n) == 0 else n for n in picked]
+        assert self._used is not None
+        return self._used
 
 
 def largest(parts: list[Any], unit: str) -> Any:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import mul
 from typing import NamedTuple
 
 from moeplan.cluster.layout import Schedule, Split
 from moeplan.errors import UserError
 from moeplan.model.spec import Group, ModelSpec
 
-__all__ = ["Piece", "Pieces", "Rank", "divide_layers", "places", "ranks"]
+__all__ = ["Piece", "Pieces", "Rank", "divide_layers", "leading", "places", "ranks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +141,7 @@ def _chunks(
 
 
 def _scaled(vectors: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[float, ...]:
-    return tuple(
-        sum(n * v[i] for v, n in zip(vectors, times, strict=True)) for i in range(len(vectors[0]))
-    )
+    return tuple(sum(map(mul, column, times)) for column in zip(*vectors, strict=True))
 
 
 @lru_cache(maxsize=4096)
@@ -189,11 +188,10 @@ def _interleaved(chunks: list[tuple[int, ...]], pp: int, vpp: int, m: int) -> li
         own = [chunks[r + pp * j] for j in range(vpp)]
         held = _scaled(own, [1] * vpp)
         peaks = {_scaled(own, counts) for counts in in_flight(pp, vpp, r, m)}
-        best = [
-            p
-            for p in peaks
-            if not any(q != p and all(b >= a for a, b in zip(p, q, strict=True)) for q in peaks)
-        ]
+        best: list[tuple[float, ...]] = []
+        for p in sorted(peaks, key=sum, reverse=True):  # what is less in sum covers nothing
+            if not any(all(b >= a for a, b in zip(p, q, strict=True)) for q in best):
+                best.append(p)
         out += [Rank(r, held, alive, 1) for alive in sorted(best, reverse=True)]
     return out
 
@@ -231,3 +229,25 @@ def places(found: tuple[Rank, ...]) -> tuple[Rank, ...]:
             others.append(rank)
             best[rank.held, len(others)] = rank
     return tuple(best.values())
+
+
+def leading(found: tuple[Rank, ...]) -> tuple[Rank, ...]:
+    """The ranks that can decide memory or time: no other holds and keeps at least as much.
+
+    Of n microbatches' activations min(m, depth)/depth are alive, so that rank A keeps at least what
+    rank B does at each m if it does at depth and for each of the first microbatches.
+    """
+
+    def covers(a: Rank, b: Rank) -> bool:
+        pairs = (
+            (a.held, b.held),
+            (a.alive, b.alive),
+            ([n / a.depth for n in a.alive], [n / b.depth for n in b.alive]),
+        )
+        return all(x >= y for more, less in pairs for x, y in zip(more, less, strict=True))
+
+    out: list[Rank] = []
+    for rank in found:
+        if not any(covers(other, rank) for other in out):
+            out = [other for other in out if not covers(rank, other)] + [rank]
+    return tuple(out)

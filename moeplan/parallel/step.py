@@ -5,10 +5,10 @@ Everything here is elementwise over layouts; `moeplan.parallel.ranksums` says wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from moeplan.arrays import is_array
 from moeplan.calc import add, calc, value
 from moeplan.cluster.layout import Layout, Schedule
 from moeplan.cluster.network import Collective, Network, strides
@@ -21,15 +21,21 @@ from moeplan.parallel.table import HIDDEN
 from moeplan.parallel.traffic import Message, collective
 
 __all__ = [
+    "StateBytes",
     "StepInputs",
+    "StepTime",
     "data_groups",
     "data_messages",
     "pipeline_messages",
+    "state_bytes",
     "step_memory",
+    "step_time",
     "training_step",
+    "used_bytes",
 ]
 
 _LINKS = ("tp", "ep", "cp")
+_BUBBLE_SUMS = {"all_weights": "all_wgrad", "weights": "wgrad", "backward": "backward"}
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,8 @@ def step_memory(
     """The parts of memory of the most loaded rank, their sum, and which rank it is."""
     at: Any = 0
     if sums.count > 1:
-        zero, o = value(given.v["zero"]), given.optimizer
-        each = {1: o.main + o.moments, 2: o.gradients, 3: o.weights}
-        bytes_of = []
-        for group in ("dense", "edp"):
-            n, size = value(groups[group]), 0
-            for least, bytes_ in each.items():
-                size = size + bytes_ * calc(f"pick(zero >= {least}, 1/n, 1)", zero=zero, n=n)
-            bytes_of.append(size)
-        gathered = calc("pick(zero >= 3, 2*each, 0)", zero=zero, each=o.weights)
-        at = argmax([_used(given, sums, c, bytes_of, gathered) for c in range(sums.count)])
+        state = state_bytes(given, groups)
+        at = argmax([used_bytes(given, sums, c, state) for c in range(sums.count)])
     picked = {
         name: take([sums[name, c] for c in range(sums.count)], at)
         for name in ("dense", "experts", "work", "buffer", "layer")
@@ -119,51 +117,101 @@ def _in_flight(given: StepInputs, sums: RankSums, c: int) -> Any:
     )
 
 
-def _used(given: StepInputs, sums: RankSums, c: int, bytes_of: Sequence[Any], gathered: Any) -> Any:
-    """Bytes by which ranks are compared; overheads are in proportion."""
+class StateBytes(NamedTuple):
+    """Bytes of state a parameter on a GPU: of dense tensors, of experts, and of gathered layers."""
+
+    dense: Any
+    experts: Any
+    gathered: Any
+
+
+def state_bytes(given: StepInputs, groups: dict[str, Any]) -> StateBytes:
+    """What ZeRO leaves of a parameter's state, where it is copied over each of the two groups."""
+    zero, o = value(given.v["zero"]), given.optimizer
+    each = {1: o.main + o.moments, 2: o.gradients, 3: o.weights}
+    bytes_of = []
+    for group in ("dense", "edp"):
+        n, size = value(groups[group]), 0
+        for least, bytes_ in each.items():
+            size = size + bytes_ * calc(f"pick(zero >= {least}, 1/n, 1)", zero=zero, n=n)
+        bytes_of.append(size)
+    gathered = calc("pick(zero >= 3, 2*each, 0)", zero=zero, each=o.weights)
+    return StateBytes(bytes_of[0], bytes_of[1], gathered)
+
+
+def used_bytes(given: StepInputs, sums: RankSums, c: int, state: StateBytes) -> Any:
+    """Bytes of a deciding rank before overheads, which are in proportion."""
     dense, experts, work, buffer, layer = (
         value(sums[name, c]) for name in ("dense", "experts", "work", "buffer", "layer")
     )
-    out = dense * bytes_of[0] + experts * bytes_of[1] + value(_in_flight(given, sums, c))
-    return out + work + buffer + gathered * layer
+    rest = value(_in_flight(given, sums, c)) + work + buffer
+    out = dense * state.dense + experts * state.experts + rest
+    return out + state.gathered * layer if is_array(layer) or layer else out
 
 
 # ----------------------------------------------------------------------------------------- time
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step and its parts; `all_sends` and `data` before any overlap.
+
+    bubble_inputs: what the schedule's formula takes besides stages. sent: bytes of messages between
+    stages and over data parallelism, by tier.
+    """
+
+    step: Any
+    bubble: Any
+    sends: Any
+    all_sends: Any
+    data: Any
+    exposed: Any
+    optimizer: Any
+    bubble_inputs: dict[str, Any]
+    sent: tuple[dict[str, Any], dict[str, Any]]
+
+
+def step_time(
+    given: StepInputs, sums: RankSums, groups: dict[str, Any], *, sent: bool = True
+) -> StepTime:
+    """The expected seconds of a step. sent: count bytes by tier too."""
+    v = given.v
+    slowest = sums["time"]
+    more = {"vpp": v["vpp"], "pp": v["pp"]}
+    if given.layout.schedule in ("zero-bubble", "dualpipe"):
+        more |= {name: sums[name_] for name, name_ in _BUBBLE_SUMS.items()}
+    work = calc("m*slowest", "s", m=v["m"], slowest=slowest)
+    waits = bubble(given.layout.schedule, all_stages=sums["all_time"], slowest=slowest, **more)
+    sends, all_sends, sent_pp = _pipeline(given, groups, sent=sent)
+    data, hidden, optimizer, sent_dp = _data_parallel(given, groups, sums, sent=sent)
+    exposed = calc("data - hidden", "s", data=data, hidden=hidden)
+    step = calc(
+        "work + bubble + sends + data + optimizer", "s", work=work, bubble=waits, sends=sends,
+        data=exposed, optimizer=optimizer,
+    )  # fmt: skip
+    return StepTime(
+        step, waits, sends, all_sends, data, exposed, optimizer, more, (sent_pp, sent_dp)
+    )
+
+
 def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[str, Any]) -> None:
     v, layout = given.v, given.layout
-    slowest, every = sums["time"], sums["all_time"]
-    more = {
-        "all_weights": sums["all_wgrad"],
-        "weights": sums["wgrad"],
-        "backward": sums["backward"],
-        "vpp": v["vpp"],
-        "pp": v["pp"],
-    }
-    work = calc("m*slowest", "s", m=v["m"], slowest=slowest)
-    waits = bubble(layout.schedule, all_stages=every, slowest=slowest, **more)
+    t = step_time(given, sums, groups)
     for name in ("compute", "recompute", *_LINKS):
         out[f"time_{name}"] = calc("m*part", "s", m=v["m"], part=sums[name])
-    out["time_bubble"] = waits
-    sends, all_sends, sent_pp = _pipeline(given, groups)
-    out["time_pp"] = sends
-    data, hidden, optimizer, sent_dp = _data_parallel(given, groups, sums)
-    out["time_dp"] = calc("data - hidden", "s", data=data, hidden=hidden)
-    out["time_optimizer"] = optimizer
-    out["step"] = calc(
-        "work + bubble + sends + data + optimizer", "s", work=work, bubble=waits, sends=sends,
-        data=out["time_dp"], optimizer=optimizer,
-    )  # fmt: skip
+    out["time_bubble"], out["time_pp"], out["time_dp"] = t.bubble, t.sends, t.exposed
+    out["time_optimizer"], out["step"] = t.optimizer, t.step
     low, high = sums["lower"], sums["upper"]
     out["step_lower"] = calc(
         "m*slowest + bubble", "s", m=v["m"], slowest=low,
-        bubble=bubble(layout.schedule, all_stages=sums["all_lower"], slowest=low, **more),
+        bubble=bubble(layout.schedule, all_stages=sums["all_lower"], slowest=low,
+                      **t.bubble_inputs),
     )  # fmt: skip
     serial: Schedule = "interleaved" if layout.schedule == "interleaved" else "1f1b"
     out["step_upper"] = calc(
         "m*slowest + bubble + sends + data + optimizer", "s", m=v["m"], slowest=high,
-        bubble=bubble(serial, all_stages=sums["all_upper"], slowest=high, **more),
-        sends=all_sends, data=data, optimizer=optimizer,
+        bubble=bubble(serial, all_stages=sums["all_upper"], slowest=high, **t.bubble_inputs),
+        sends=t.all_sends, data=t.data, optimizer=t.optimizer,
     )  # fmt: skip
+    sent_pp, sent_dp = t.sent
     for tier, name in (("up", "sent_scale_up"), ("out", "sent_scale_out")):
         out[name] = calc(
             "m*layers + pipeline + data", "B", m=v["m"], layers=sums[tier],
@@ -171,7 +219,9 @@ def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[s
         )  # fmt: skip
 
 
-def pipeline_messages(given: StepInputs, groups: dict[str, Any]) -> list[Message]:
+def pipeline_messages(
+    given: StepInputs, groups: dict[str, Any], *, tiers: bool = True
+) -> list[Message]:
     """Activations to the next stage and gradients back, of all chunks and microbatches."""
     v = given.v
     size = calc(
@@ -185,29 +235,33 @@ def pipeline_messages(given: StepInputs, groups: dict[str, Any]) -> list[Message
     )
     times = calc("pick(pp > 1, m*vpp, 0)", "", pp=v["pp"], m=v["m"], vpp=v["vpp"])
     inside = groups["pp inside"]
-    return [collective(given.net, "send", "pp", size, v["pp"], inside, times, times)]
+    return [collective(given.net, "send", "pp", size, v["pp"], inside, times, times, tiers=tiers)]
 
 
-def _pipeline(given: StepInputs, groups: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+def _pipeline(
+    given: StepInputs, groups: dict[str, Any], *, sent: bool
+) -> tuple[Any, Any, dict[str, Any]]:
     """Seconds of sends between stages: exposed, without overlap; bytes a step by tier.
 
     The chain of sends that the first microbatch's forward and the last one's backward pass make is
     always waited for.
     """
     v = given.v
-    (send,) = pipeline_messages(given, groups)
+    (send,) = pipeline_messages(given, groups, tiers=sent)
     chain = calc("2*(pp - 1)*each", "s", each=send.seconds, pp=v["pp"])
     free = calc("2*times*each", "s", times=send.forward, each=send.seconds)
     both = calc("chain + free", "s", chain=chain, free=free)
     exposed = chain if HIDDEN[given.layout.overlap]["pp"] else both
-    sent = {
+    by_tier = {
         tier: calc("2*times*size", "B", times=send.forward, size=getattr(send, tier))
-        for tier in ("up", "out")
+        for tier in (("up", "out") if sent else ())
     }
-    return exposed, both, sent
+    return exposed, both, by_tier
 
 
-def data_messages(given: StepInputs, groups: dict[str, Any], sums: RankSums) -> list[Message]:
+def data_messages(
+    given: StepInputs, groups: dict[str, Any], sums: RankSums, *, tiers: bool = True
+) -> list[Message]:
     """Gradients and parameters over data parallelism, with their times a step, of the rank that
     holds most. Without ZeRO gradients are all-reduced: reduce-scattered and gathered.
     """
@@ -224,23 +278,24 @@ def data_messages(given: StepInputs, groups: dict[str, Any], sums: RankSums) -> 
         for op, each, times in kinds:
             size = calc("each*elements", "B", each=each, elements=sums[held])
             n, inside = groups[group], groups[f"{group} inside"]
-            out.append(collective(given.net, op, group, size, n, inside, times, 0))
+            message = collective(given.net, op, group, size, n, inside, times, 0, tiers=tiers)
+            out.append(message)
     return out
 
 
 def _data_parallel(
-    given: StepInputs, groups: dict[str, Any], sums: RankSums
+    given: StepInputs, groups: dict[str, Any], sums: RankSums, *, sent: bool
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Seconds of data-parallel messages, how many of them are hidden, seconds of the optimizer,
     and bytes a step by tier.
     """
     v, o = given.v, given.optimizer
-    sent = {f"{x.group} {x.op}": x for x in data_messages(given, groups, sums)}
+    found = {f"{x.group} {x.op}": x for x in data_messages(given, groups, sums, tiers=sent)}
 
     def summed(figure: str, unit: str) -> Any:
         parts = {
             name: calc("times*one", unit, times=x.forward, one=getattr(x, figure))
-            for name, x in sent.items()
+            for name, x in found.items()
         }
         return add(parts, unit)
 
@@ -262,4 +317,5 @@ def _data_parallel(
         weights=o.weights,
         bandwidth=given.bandwidth,
     )
-    return data, hidden, optimizer, {tier: summed(tier, "B") for tier in ("up", "out")}
+    by_tier = {tier: summed(tier, "B") for tier in (("up", "out") if sent else ())}
+    return data, hidden, optimizer, by_tier

@@ -7,8 +7,9 @@ computed for each different combination once, and looked up by everything that f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from moeplan.calc import add, calc
 from moeplan.cluster.layout import Layout
@@ -16,7 +17,7 @@ from moeplan.cluster.network import Network
 from moeplan.model.ops import Kept, Op
 from moeplan.parallel.divide import Divided, OwnRow
 from moeplan.parallel.jobs import TrainingJob
-from moeplan.parallel.optime import Roofline, RowTimes, Work
+from moeplan.parallel.optime import RowTimes, Seconds, Work
 from moeplan.parallel.stages import Piece
 from moeplan.parallel.traffic import ACTIVATION_BYTES, ExchangeFormats, Message, messages
 from moeplan.quantity import Quantity, Source
@@ -49,6 +50,9 @@ backward pass, bytes that recomputation needs for a while, bytes of exchange buf
 forward and backward pass (bounds and expected), of the backward pass, of weight gradients, of
 compute, of what is computed again, of exposed messages; bytes sent over each link tier."""
 
+_WIDE = ("router", "head")
+"""Matmuls that stay in bf16 when training in fp8 (DeepSeek-V3, arXiv 2412.19437, 3.3.1)."""
+
 _DROPPED_ROWS: dict[str, Callable[[Op], bool]] = {
     "norm": lambda op: op.component == "norms",
     "activation": lambda op: op.name.endswith("activation"),
@@ -65,15 +69,38 @@ def dropped(kept: Kept, layout: Layout) -> bool:
     return kept.drop in layout.selective
 
 
-@dataclass(frozen=True)
-class RowCost:
-    """Seconds of a row of one layer: forward, gradients of inputs and of weights."""
+class RowCost(NamedTuple):
+    """Seconds of a row of one layer: forward, gradients of inputs and of weights, recomputed.
+
+    lower, upper: of all of these together at the ends of their bands; once: of the forward pass.
+    """
 
     name: str
     forward: Any
     input_gradient: Any
     weight_gradient: Any
-    again: Any
+    lower: Any
+    upper: Any
+    once: tuple[Any, Any]
+    again: Any = 0
+
+    def recomputed(self) -> RowCost:
+        """The same with its forward pass once more."""
+        lower, upper = (
+            calc("all + once", "s", all=every, once=once)
+            for every, once in zip((self.lower, self.upper), self.once, strict=True)
+        )
+        return self._replace(again=self.forward, lower=lower, upper=upper)
+
+
+class _Alike(NamedTuple):
+    """Rows with their ops, messages, kept tensors with bytes, parameters, buffer of a piece."""
+
+    rows: list[tuple[Op, RowCost]]
+    sent: list[Message]
+    kept: list[tuple[Kept, Any]]
+    parameters: dict[str, Any]
+    buffer: Any
 
 
 @dataclass
@@ -101,12 +128,37 @@ class Coster:
         self.own, self.layout, self.job, self.net, self.times = own, layout, job, net, times
         self.gradient_bytes = gradient_bytes
         self.formats = ExchangeFormats(job.dispatch, job.combine, job.policy, job.imbalance)
+        self.bounds = True
+        self._made: dict[int, _Alike] = {}
+
+    def under(self, layout: Layout, *, bounds: bool = True) -> Coster:
+        """The same degrees under other recomputation or overlap; what is alike is kept.
+
+        bounds: add up bounds of times and bytes by tier too.
+        """
+        out = copy(self)
+        out.layout, out.bounds = layout, bounds
+        return out
+
+    def _alike(self, piece: Piece) -> _Alike:
+        """What recomputation and overlap do not change, made once."""
+        if id(piece) not in self._made:
+            bare = piece.role == "copy"
+            self._made[id(piece)] = _Alike(
+                [] if bare else [(row.op, self._row(row)) for row in self.own.rows(piece)],
+                [] if bare else messages(self.own, piece, self.net, self.formats, training=True),
+                [] if bare else list(self.own.kept(piece, self.job.kept == "fp8")),
+                self._parameters(piece),
+                self._buffer(piece),
+            )
+        return self._made[id(piece)]
 
     # --------------------------------------------------------------------------------- rows
     def rows(self, piece: Piece) -> Iterator[RowCost]:
         """Seconds of each row; the optimizer's gradients are read and written by each pass."""
-        for row in self.own.rows(piece):
-            yield self._row(row, again=piece.is_layer and self._again(row.op))
+        for op, row in self._alike(piece).rows:
+            again = piece.is_layer and self._again(op)
+            yield row.recomputed() if again else row
 
     def _again(self, op: Op) -> bool:
         if self.layout.recompute == "none" or op.name == "lm_head":
@@ -115,25 +167,50 @@ class Coster:
             return True
         return any(_DROPPED_ROWS[group](op) for group in self.layout.selective)
 
-    def _row(self, row: OwnRow, again: bool) -> RowCost:
+    def _row(self, row: OwnRow) -> RowCost:
         weighted = row.op.kind in ("linear", "grouped_linear") and bool(row.op.weights)
         moved = calc("2*moved + 2*cached", "B", moved=row.moved, cached=row.cached)
         read = add({w.name: row.weight_elements(w)[0] for w in row.op.weights}, "elements")
         held = add({w.name: row.weight_elements(w)[1] for w in row.op.weights}, "elements")
-        formed = self.job.precision if weighted else "bf16"
+        formed = self.job.precision if weighted and row.op.component not in _WIDE else "bf16"
         through = calc("moved + 2*weights", "B", moved=moved, weights=read)
         # gradients are added to those of earlier microbatches: read and written
         gradients = calc(
             "moved + 2*each*weights", "B", moved=moved, each=self.gradient_bytes, weights=held
         )
-        forward = self._seconds(row, through, formed)
-        if not weighted:
-            twice = calc("2*forward", "s", forward=forward)
-            return RowCost(row.op.name, forward, twice, 0, forward if again else 0)
-        into = self._seconds(row, gradients, formed)
-        return RowCost(row.op.name, forward, forward, into, forward if again else 0)
+        once = self._seconds(row, through, formed)
+        if formed == "fp8" and self.times.stack.calibrated:
+            once = self._with_casts(row, moved, once)
+        back, into = 1.0, Seconds(0, 0, 0)
+        if weighted:
+            into = self._seconds(row, gradients, formed)
+        else:
+            back = self.times.attention_backward if row.op.kind == "attention" else 2.0
+        inputs = once.expected
+        if back != 1:
+            inputs = calc(f"{back:g}*forward", "s", forward=once.expected)
+        lower, upper = (
+            calc(f"{1 + back:g}*forward + into", "s", forward=a, into=b)
+            for a, b in ((once.lower, into.lower), (once.upper, into.upper))
+        )
+        return RowCost(
+            row.op.name, once.expected, inputs, into.expected, lower, upper,
+            (once.lower, once.upper),
+        )  # fmt: skip
 
-    def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Any:
+    def _with_casts(self, row: OwnRow, moved: Any, seconds: Seconds) -> Seconds:
+        """With the pass in which a matmul's bf16 operand is turned into fp8, once as it is and once
+        transposed for the weight gradient: 2 bytes of an element are read and 2 written. Forward
+        casts inputs and backward output gradients, each about half of what the row moves.
+        """
+        work = Work(f"{row.op.name} casts", "pointwise", 0, moved, "bf16")
+        cast = self.times.seconds(work, explained=self.own.degrees.explained)
+        return Seconds(
+            *(calc("matmul + cast", "s", matmul=a, cast=b)
+              for a, b in zip(seconds, cast, strict=True))
+        )  # fmt: skip
+
+    def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Seconds:
         gemm = row.op.gemm
         shape = tuple(row.scope(side) for side in gemm) if gemm is not None else None
         work = Work(
@@ -144,19 +221,18 @@ class Coster:
             number_format,
             shape,
             row.scope(row.op.groups),
+            row.scope("E") if row.op.kind == "grouped_linear" else 1,
         )
         return self.times.seconds(work, explained=self.own.degrees.explained)
 
     # --------------------------------------------------------------------------------- piece
     def cost(self, piece: Piece) -> PieceCost:
         """All numbers of a piece."""
-        rows = list(self.rows(piece)) if piece.role != "copy" else []
-        sent = []
-        if piece.role != "copy":
-            sent = messages(self.own, piece, self.net, self.formats, training=True)
+        alike = self._alike(piece)
+        rows, sent = list(self.rows(piece)), alike.sent
         out = PieceCost({}, rows, [], sent)
         n = out.numbers
-        n |= self._parameters(piece)
+        n |= alike.parameters
         n |= self._activations(piece, out)
         n |= self._times(rows, sent)
         self._wait(n, len(self.own.moes(piece)) if piece.role != "copy" else 0)
@@ -164,8 +240,8 @@ class Coster:
 
     def _wait(self, n: dict[str, Any], moes: int) -> None:
         """What a fitted stack adds to its kernels' time: gaps, and the host's part."""
-        stack = self.times.stack if isinstance(self.times, Roofline) else None
-        if stack is None or (stack.busy == 1 and not stack.host):
+        stack = self.times.stack
+        if stack.busy == 1 and not stack.host:
             return
         source = Source("assumed", f"stack {stack.name}: {stack.source}")
         busy = Quantity.given(stack.busy, "", "busy", source)
@@ -179,7 +255,8 @@ class Coster:
             n[name] = calc(f"seconds/busy{more}", "s", seconds=n[name], busy=busy, **given)
         parts = {name: n[name] for name in ("compute", "recompute", "tp", "ep", "cp")}
         n["time"] = add(parts, "s")
-        n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
+        if "upper" in n:
+            n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
 
     def _parameters(self, piece: Piece) -> dict[str, Any]:
         parts: dict[str, dict[str, Any]] = {"dense": {}, "experts": {}}
@@ -192,8 +269,8 @@ class Coster:
         selective = self.layout.recompute == "selective" and piece.is_layer
         everything: dict[str, Any] = {}
         kept: dict[str, Any] = {}
-        found = list(self.own.kept(piece, self.job.kept == "fp8")) if piece.role != "copy" else []
-        for i, (tensor, size) in enumerate(found):
+        alike = self._alike(piece)
+        for i, (tensor, size) in enumerate(alike.kept):
             name = f"{tensor.name} {i}"
             everything[name] = size
             always = tensor.name in ("logits", "head_input")  # no layer: never computed again
@@ -204,7 +281,7 @@ class Coster:
         return {
             "kept": held,
             "workspace": calc("total - kept", "B", total=total, kept=held),
-            "buffer": self._buffer(piece),
+            "buffer": alike.buffer,
         }
 
     def _buffer(self, piece: Piece) -> Any:
@@ -241,23 +318,12 @@ class Coster:
         if full:  # the forward pass again, messages included
             b = {x: calc("back + again", "s", back=b[x], again=f[x]) for x in b}
         exposed = self._exposed(f, b, forward, calc("b + r", "s", b=backward, r=again))
-        every = ("tp", "etp", "ep", "cp")
-        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
-        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
-        if full:
-            upper.append(upper[0])
-            lower.append(lower[0])
         compute = calc("forward + backward", "s", forward=forward, backward=backward)
         work = calc("compute + again", "s", compute=compute, again=again)
         parts = {x: calc("f + b", "s", f=exposed[x][0], b=exposed[x][1]) for x in groups}
         back = add({x: exposed[x][1] for x in groups}, "s")
-        links = {x: _sent(sent, x, full) for x in ("up", "out")}
         return {
-            "lower": calc(
-                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
-            ),
             "time": calc("work + tp + ep + cp", "s", work=work, **parts),
-            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
             "backward": calc(
                 "backward + again + sent", "s", backward=backward, again=again, sent=back
             ),
@@ -265,7 +331,30 @@ class Coster:
             "compute": compute,
             "recompute": again,
             **parts,
-            **links,
+            **(self._bounds(sent, rows, full) if self.bounds else {}),
+        }
+
+    def _bounds(self, sent: list[Message], rows: list[RowCost], full: bool) -> dict[str, Any]:
+        """Seconds where all messages run under compute and rows are at the fast end of their bands,
+        and where none do and rows are at the slow end; bytes by tier."""
+        least, most = (
+            self._slowed(
+                add({f"{r.name} {i}": getattr(r, bound) for i, r in enumerate(rows)}, "s"), sent
+            )
+            for bound in ("lower", "upper")
+        )
+        every = ("tp", "etp", "ep", "cp")
+        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
+        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
+        if full:
+            upper.append(upper[0])
+            lower.append(lower[0])
+        return {
+            "lower": calc(
+                "max(work, sent)", "s", work=least, sent=add(dict(enumerate_(lower)), "s")
+            ),
+            "upper": calc("work + sent", "s", work=most, sent=add(dict(enumerate_(upper)), "s")),
+            **{x: _sent(sent, x, full) for x in ("up", "out")},
         }
 
     def _slowed(self, seconds: Any, sent: list[Message]) -> Any:

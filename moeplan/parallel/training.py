@@ -20,7 +20,7 @@ from moeplan.parallel.account import account_named
 from moeplan.parallel.divide import Degrees, Divided, widths
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.lookup import CHUNK, Tables, piece_counts, some
-from moeplan.parallel.optime import Roofline, RowTimes, stack_named
+from moeplan.parallel.optime import RowTimes, row_times
 from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
 from moeplan.parallel.stages import Pieces, Rank, places, ranks
 from moeplan.parallel.step import StepInputs, training_step
@@ -75,11 +75,11 @@ class TrainingPlan:
         collectives: Collectives | None = None,
     ) -> None:
         self.spec, self.cluster, self.job = spec, cluster, job
-        self.net = Network.of(cluster, collectives)
+        self.times: RowTimes = times or row_times(cluster.gpu, job.stack)
+        self.net = Network.of(cluster, collectives or self.times.fabric)
         self.pieces = Pieces(spec, mtp=job.mtp)
         self.account = account_named(job.account)
         self.optimizer = optimizer_named(job.optimizer)
-        self.times: RowTimes = times or Roofline(cluster.gpu, stack_named(job.stack))
         self.widths = widths(self.pieces.all)
         reported = cluster.gpu.memory_reported
         self.capacity = cluster.gpu.memory_bytes if reported is None else reported
@@ -193,6 +193,11 @@ class TrainingPlan:
 
     def costs(self, layout: Layout, v: dict[str, Any], *, explained: bool) -> list[PieceCost]:
         """Each piece's numbers under degrees v (numbers, quantities, or arrays)."""
+        coster = self.coster(layout, v, explained=explained)
+        return [coster.cost(piece) for piece in self.pieces.all]
+
+    def coster(self, layout: Layout, v: dict[str, Any], *, explained: bool = False) -> Coster:
+        """What costs pieces under degrees v, with a layout's kinds."""
         job = self.job
         sequence = job.sequence if explained else self.sequence
         work = Workload("train", B=1, S=self.sequence, C=self.sequence)
@@ -210,8 +215,7 @@ class TrainingPlan:
             explained=explained,
         )
         own = Divided(degrees, self.account)
-        coster = Coster(own, layout, job, self.net, self.times, self.optimizer.gradients)
-        return [coster.cost(piece) for piece in self.pieces.all]
+        return Coster(own, layout, job, self.net, self.times, self.optimizer.gradients)
 
     def inputs(self, layout: Layout, v: dict[str, Any]) -> StepInputs:
         """What a step's formulas take."""
@@ -222,7 +226,7 @@ class TrainingPlan:
             v,
             layout,
             job,
-            self.net,
+            self.net.line,  # of every layout and large: their tables' bandwidth counts
             self.optimizer,
             bandwidth if explained else bandwidth.value,
             hidden if explained else hidden.value,

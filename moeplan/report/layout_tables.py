@@ -8,7 +8,7 @@ from typing import Any
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
 
-__all__ = ["layout_tables"]
+__all__ = ["STEP", "assumption_table", "layout_tables"]
 
 WORD = Column("", "left")
 UNKNOWN = "not known"
@@ -40,11 +40,11 @@ def layout_tables(a: Answer) -> list[Table]:
             tables += [_head(a["prefill"], "prefill, "), *(f(a["prefill"]) for f in _OF_PREFILL)]
         elif a["fits"]:
             tables.append(_throughput(a))
-        return [*tables, *([_pool(a)] if "pool" in a else []), _assumptions(a)]
+        return [*tables, *([_pool(a)] if "pool" in a else []), assumption_table(a)]
     tables = [_head(a), _degrees(a), _memory(a)]
     if len(a["by_rank"]) > 1:
         tables.append(_ranks(a))
-    return [*tables, _traffic(a), _step(a), _speed(a), _assumptions(a)]
+    return [*tables, _traffic(a), _step(a), _speed(a), assumption_table(a)]
 
 
 def _gib(size: float) -> str:
@@ -228,14 +228,38 @@ def _step(a: Answer) -> Table:
         table.rows.append((label, fmt_time(seconds), f"{seconds / step:.1%}"))
         table.values.append((label, seconds, seconds / step))
     table.total = ("step", fmt_time(step), "100.0%")
-    bounds = {"step": step, "lower bound": a["step_lower"], "upper bound": a["step_upper"]}
+    fast, slow = a["band"]["step"]
+    bounds = {
+        "ops at the fast end of their band": fast,
+        "ops at the slow end of their band": slow,
+        "lower bound": a["step_lower"],
+        "upper bound": a["step_upper"],
+    }
+    table.values.append(("step", step, 1.0))
     table.values += [(label, x, x / step) for label, x in bounds.items()]
     table.notes = [
-        f"bounds: {fmt_time(a['step_lower'])} where all messages run under compute, "
+        _ends(step, fast, slow),
+        f"bounds: {fmt_time(a['step_lower'])} where all messages run under compute too, "
         f"{fmt_time(a['step_upper'])} where none do",
         "of messages, what the overlap leaves to be waited for",
     ]
     return table
+
+
+def _ends(expected: float, fast: float, slow: float) -> str:
+    """What the band of the ops' calibration makes of a time."""
+    if fast == slow:
+        return "ops at a fixed part of the datasheet's peaks: no measured band"
+    half = (slow - fast) / 2 / expected
+    return f"band of the ops: ±{half:.0%}, from {fmt_time(fast)} to {fmt_time(slow)}"
+
+
+def _with_band(a: Answer, name: str) -> str:
+    """A time with the band of the ops behind it."""
+    fast, slow = a["band"][name]
+    if fast is None or fast == slow:
+        return fmt_time(a[name])
+    return f"{fmt_time(a[name])} ({fmt_time(fast)} to {fmt_time(slow)})"
 
 
 def _listed(title: str, a: Answer, rows: Mapping[str, tuple[Any, Callable[[Any], str]]]) -> Table:
@@ -298,9 +322,9 @@ def _latency(a: Answer) -> Table:
     job = a["job"]
     rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
         "batch, sequences": (a["batch"], "{:,.0f}".format),
-        "TTFT": (a["ttft"], fmt_time),
-        "TPOT": (a["tpot"], fmt_time),
-        "TPOT, all messages under compute": (a["tpot_lower"], fmt_time),
+        "TTFT (band of the ops)": (a["ttft"], lambda _: _with_band(a, "ttft")),
+        "TPOT (band of the ops)": (a["tpot"], lambda _: _with_band(a, "tpot")),
+        "TPOT, all messages under compute too": (a["tpot_lower"], fmt_time),
         "TPOT, none under compute": (a["tpot_upper"], fmt_time),
         "output tokens/s of one sequence": (a["tpot"] and 1 / a["tpot"], "{:,.1f}".format),
     }
@@ -365,7 +389,8 @@ _OF_PREFILL = (_degrees, _instance)
 
 
 # ---------------------------------------------------------------------------------- assumptions
-def _assumptions(a: Answer) -> Table:
+def assumption_table(a: Answer) -> Table:
+    """What an answer's figures assume, as notes."""
     table = Table(f"Assumptions behind these figures ({len(a['assumptions'])})", [])
     for entry in a["assumptions"]:
         name = ""

@@ -15,7 +15,7 @@ from moeplan.report.plots.sheet import look
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "PLOTS", "draw", "plot", "skipped"]
+__all__ = ["FORMATS", "PLOTS", "draw", "plot", "save", "skipped"]
 
 FORMATS = ("png", "svg")
 
@@ -81,13 +81,13 @@ def draw(
         into.mkdir(parents=True, exist_ok=True)
         for name in PLOTS:
             if name not in left_out:
-                files += _save(plot(name, estimates), into / name, formats)
+                files += save(plot(name, estimates), into / name, formats)
     except OSError as problem:
         raise UserError(f"{folder}: plots cannot be written there ({problem})") from None
     return files
 
 
-def _save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
+def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
     """Write a figure without the date and the library's version, which would change the bytes."""
     bare: dict[str, dict[str, Any]] = {
         "png": {"Software": None},

@@ -1,0 +1,263 @@
+"""A question about serving answered: the fewest GPUs that carry the requests."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moeplan.arrays import np
+from moeplan.cluster.hardware import Cluster, gpu
+from moeplan.cluster.layout import Layout
+from moeplan.errors import UserError
+from moeplan.model.spec import ModelSpec
+from moeplan.parallel import ServingJob, ServingPlan
+from moeplan.plan.ask import Answer
+from moeplan.plan.chosen import Chosen
+from moeplan.plan.front import undominated
+from moeplan.plan.grid import domain_of
+from moeplan.plan.options import machine
+from moeplan.plan.sensitivity import scaled
+from moeplan.plan.serving import (
+    DEGREES,
+    MODES,
+    Demand,
+    ServingFound,
+    instance_sizes,
+    search_serving,
+)
+from moeplan.quantity import plain
+
+__all__ = [
+    "FrontPoint",
+    "ServingChange",
+    "ServingQuestion",
+    "ask_serving",
+    "serving_changes",
+    "serving_front",
+]
+
+LARGEST = 64
+_FACTOR = 1.25
+
+
+@dataclass(frozen=True, eq=False)
+class ServingQuestion:
+    """A model on a GPU, the jobs to try (choices of formats and drafted tokens), the demand.
+
+    largest: GPUs of the largest instance (None: LARGEST, and at least one domain). pins, modes:
+    degrees and ways of serving that are searched.
+    """
+
+    spec: ModelSpec
+    machine: str
+    jobs: Sequence[ServingJob]
+    demand: Demand
+    largest: int | None = None
+    sizes: Sequence[int] | None = None
+    pins: Mapping[str, tuple[int, ...]] | None = None
+    modes: Sequence[str] = MODES
+    by: str = "gpus"
+    top: int = 10
+    named: str = "MODEL"
+    options: str = ""
+    sensitivity: bool = True
+
+    def cluster(self) -> Cluster:
+        """A machine of the largest instance that may be."""
+        device = gpu(self.machine)
+        domain = domain_of(device)
+        most = max(self.sizes) if self.sizes else self.largest
+        if device.nic_bandwidth is None:
+            most = min(most or domain, domain)
+        most = max(domain, LARGEST if most is None else most)
+        return machine(self.machine, -(-most // domain) * domain)
+
+    def all_sizes(self, cluster: Cluster) -> list[int]:
+        """Sizes of instances that are searched."""
+        if self.sizes:
+            domain = domain_of(cluster.gpu)
+            bad = [n for n in self.sizes if n > domain and n % domain]
+            if bad:
+                raise UserError(
+                    f"--instance is {bad[0]}, and must be at most a domain of {domain} GPUs or a "
+                    "multiple of it"
+                )
+            return sorted(n for n in self.sizes if n <= cluster.gpus.value)
+        return list(instance_sizes(cluster, self.largest or int(cluster.gpus.value)))
+
+    def search(self) -> ServingFound:
+        """The search itself."""
+        machine_ = self.cluster()
+        return self.under(machine_, self.jobs, self.all_sizes(machine_))
+
+    def under(
+        self, cluster: Cluster, jobs: Sequence[ServingJob], sizes: Sequence[int], top: int = 0
+    ) -> ServingFound:
+        """The same with other hardware, jobs or sizes."""
+        return search_serving(
+            self.spec, cluster, jobs, self.demand, sizes, pins=self.pins, modes=self.modes,
+            by=self.by, top=top or self.top,
+        )  # fmt: skip
+
+    def command(self, layout: Layout, gpus: int, job: ServingJob, mode: str) -> str:
+        """The command that shows one instance in full."""
+        words = ["moeplan layout", shlex.quote(self.named), _text(layout) or "tp=1",
+                 f"--cluster {gpu(self.machine).id}x{gpus}", "--serve", self.options]  # fmt: skip
+        for option, given in (("weights", job.weights), ("cache", job.cache)):
+            words += [f"--{option} {given}"] if given is not None else []
+        if plain(job.draft):
+            words.append(f"--draft {plain(job.draft)}")
+        if self.demand.tpot is not None:
+            words.append(f"--tpot '{self.demand.tpot * 1e3:g} ms'")
+        if mode == "disaggregated":
+            words.append("--disaggregated")
+        return " ".join(filter(None, words))
+
+
+def _text(layout: Layout) -> str:
+    """A layout of serving as `layout` reads it: without its batch, which training has."""
+    found = [(name, plain(getattr(layout, name))) for name in DEGREES]
+    return ",".join(f"{name}={number}" for name, number in found if number != 1)
+
+
+@dataclass(frozen=True)
+class ServingChange:
+    """The best under a change: GPUs (None: nothing carries the requests), and whether it is new."""
+
+    name: str
+    gpus: int | None
+    found: ServingFound
+
+
+def serving_changes(question: ServingQuestion, found: ServingFound) -> Iterator[ServingChange]:
+    """The search again under other hardware and imbalance.
+
+    An instance larger than all GPUs of the best cannot be part of anything better; where a change
+    makes things worse, every size is searched.
+    """
+    if not found.options:
+        return
+    cluster, jobs = found.cluster, list(found.jobs)
+    every = sorted({int(n) for n in found.columns["gpus"]})
+    small = [n for n in every if n <= found.options[0].gpus]
+    for name, other, factor in _hardware(cluster):
+        sizes = small if factor > 1 else every
+        again = question.under(other, jobs, sizes, 1)
+        yield ServingChange(name, again.options[0].gpus if again.options else None, again)
+    if question.spec.moe is not None:
+        for more in (1.2, 1.5):
+            own = [replace(job, imbalance=plain(job.imbalance) * more) for job in jobs]
+            again = question.under(cluster, own, every, 1)
+            gpus = again.options[0].gpus if again.options else None
+            yield ServingChange(f"imbalance of experts {plain(own[0].imbalance):g}", gpus, again)
+
+
+def _hardware(cluster: Cluster) -> Iterator[tuple[str, Cluster, float]]:
+    for factor in (1 / _FACTOR, _FACTOR):
+        percent = f"{factor - 1:+.0%}"
+        device = cluster.gpu
+        more = {n: scaled(getattr(device, n), factor) for n in ("memory_bytes", "memory_reported")}
+        yield f"GPU memory {percent}", replace(cluster, gpu=replace(device, **more)), factor
+        band = {"memory_bandwidth": scaled(device.memory_bandwidth, factor)}
+        yield f"memory bandwidth {percent}", replace(cluster, gpu=replace(device, **band)), factor
+        for name, word in (("scale_up", "scale-up"), ("scale_out", "scale-out")):
+            links = {
+                f"{name}_{what}": scaled(getattr(cluster, f"{name}_{what}"), factor)
+                for what in ("bandwidth", "effective")
+            }
+            if any(q is not None for q in links.values()):
+                yield f"{word} bandwidth {percent}", replace(cluster, **links), factor
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A batch on a layout that none beats in both: TPOT (s), output tokens/s/GPU, $/M tokens."""
+
+    tpot: float
+    rate: float
+    ttft: float
+    batch: int
+    layout: Layout
+    gpus: int
+    job: int
+
+
+def serving_front(question: ServingQuestion, found: ServingFound) -> list[FrontPoint]:
+    """Speed for a user against throughput of a GPU: every layout with every power of two as batch.
+
+    In the first way of serving that was asked for; TTFT limits it, TPOT does not.
+    """
+    mode, demand = question.modes[0], found.demand
+    layout = Layout(**{name: found.columns[name] for name in DEGREES})
+    tpots, rates, rows = [], [], []
+    for number, job in enumerate(found.jobs):
+        most = found.answers[mode, number].get("max_batch")
+        if most is None or not np.isfinite(most).any():
+            continue
+        batch = 1
+        while batch <= np.nanmax(most):
+            own = replace(job, batch=batch, tpot=None, disaggregated=mode == "disaggregated")
+            a = ServingPlan(question.spec, found.cluster, own).evaluate(
+                layout, found.columns["gpus"]
+            )
+            good = a["fits"] & (a["batch"] == batch)
+            if demand.ttft is not None:
+                good &= a["ttft"] <= demand.ttft
+            at = np.flatnonzero(good)
+            tpots.append(a["tpot"][at])
+            rates.append(a["output_tokens_per_second_per_gpu"][at])
+            rows.append(np.stack([at, a["ttft"][at], 0 * at + batch, 0 * at + number]))
+            batch *= 2
+    if not tpots:
+        return []
+    tpot, rate, row = np.concatenate(tpots), np.concatenate(rates), np.concatenate(rows, axis=1)
+    return [
+        FrontPoint(
+            float(tpot[i]), float(rate[i]), float(row[1, i]), int(row[2, i]),
+            found.layout(int(row[0, i])), int(found.columns["gpus"][int(row[0, i])]),
+            int(row[3, i]),
+        )
+        for i in undominated(tpot, -rate)
+    ]  # fmt: skip
+
+
+def ask_serving(question: ServingQuestion) -> Answer:
+    """Search what was asked, and again under each change."""
+    from moeplan.report.layout_answer import serving_answer
+    from moeplan.report.plan_serving import serving_plan_answer
+
+    found = question.search()
+    changes = list(serving_changes(question, found)) if question.sensitivity else []
+    front = serving_front(question, found) if found.options else []
+    tree = serving_plan_answer(question, found, changes, front)
+
+    def full(number: int) -> Sequence[Mapping[str, Any]]:
+        option = found.options[number]
+        out = []
+        for pool in option.pools:
+            plan = found.plans[option.mode, pool.instance.job]
+            gpus = int(found.columns["gpus"][pool.instance.row])
+            cluster = machine(question.machine, gpus)
+            layout = found.layout(pool.instance.row)
+            out.append(serving_answer(question.spec, layout, cluster, plan.job))
+        return out
+
+    def chosen(number: int) -> Chosen:
+        option = found.options[number]
+        job = found.plans[option.mode, option.pools[0].instance.job].job
+        domain = domain_of(found.cluster.gpu)
+        gpus = option.gpus if option.gpus < domain else -(-option.gpus // domain) * domain
+        *prefill, decode = [(found.layout(p.instance.row), p.count) for p in option.pools]
+        return Chosen(
+            question.named,
+            machine(question.machine, gpus).id,
+            decode[0],
+            job,
+            prefill=prefill[0][0] if prefill else None,
+            instances=decode[1],
+            prefill_instances=prefill[0][1] if prefill else 0,
+        )
+
+    return Answer(tree, full, chosen)

@@ -1,0 +1,107 @@
+"""The smallest cluster that trains by a deadline, or within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moeplan.cluster.hardware import Cluster
+from moeplan.cluster.layout import Layout
+from moeplan.errors import UserError
+from moeplan.parallel import TrainingJob, TrainingPlan
+from moeplan.plan.grid import domain_of
+from moeplan.plan.space import Space
+from moeplan.plan.training import Found, default_batch, search_training
+from moeplan.quantity import plain
+
+__all__ = ["Sized", "at_least", "sized_of", "sizes", "smallest"]
+
+MOST = 65536
+
+
+@dataclass(frozen=True)
+class Sized:
+    """The best on some GPUs: seconds and dollars of the run (None: nothing legal fits)."""
+
+    gpus: int
+    seconds: float | None
+    dollars: float | None
+    layout: Layout | None
+    meets: bool
+    legal: int
+
+
+def sizes(cluster: Cluster, least: int, step: int | None = None) -> Iterator[int]:
+    """Counts of GPUs from `least` on: any below a domain, then whole domains, `step` apart."""
+    domain = domain_of(cluster.gpu)
+    if step is not None and step % domain:
+        raise UserError(f"--gpu-step is {step}, and must be a multiple of the domain of {domain}")
+    if step is None:
+        yield from range(least, domain)
+    each = step or domain
+    first = max(each, -(-least // each) * each)
+    yield from range(first, MOST + 1, each)
+
+
+def at_least(plan: TrainingPlan, seconds: float) -> int:
+    """GPUs below which no layout trains in time: all FLOPs at the highest peak of the GPU."""
+    job, peaks = plan.job, plan.cluster.gpu.peaks
+    formats = ("bf16", "fp16", "fp8") if job.precision == "fp8" else ("bf16", "fp16")
+    peak = max(float(q.value) for name, q in peaks.items() if name in formats)
+    flops = plan.flops["causal"] * plain(job.tokens) / plain(job.sequence)
+    return max(1, int(flops / (peak * seconds)))
+
+
+def smallest(
+    make: Callable[[int], TrainingPlan],
+    cluster: Cluster,
+    job: TrainingJob,
+    space: Space,
+    *,
+    batch: int | None,
+    deadline: float | None,
+    budget: float | None,
+    step: int | None = None,
+    most: int = MOST,
+    workers: int = 1,
+    told: Callable[[Sized], Any] = lambda sized: None,
+) -> tuple[list[Sized], Found | None]:
+    """Search each number of GPUs in turn, from the fewest that could do, until one meets both.
+
+    make: a plan for a number of GPUs. batch: sequences of a step; None: as `default_batch` for each
+    number. told: called with each size that was searched. Returns all sizes, the last one meets
+    the limits if any does, and the search of it.
+    """
+    sequence = int(plain(job.sequence))
+    least = 1 if deadline is None else at_least(make(_first(cluster)), deadline)
+    tried: list[Sized] = []
+    for gpus in sizes(cluster, least, step):
+        if gpus > most:
+            break
+        plan = make(gpus)
+        used = batch if batch is not None else default_batch(gpus, sequence)
+        found = search_training(plan, space, gpus, used, workers=workers)
+        sized = sized_of(found, deadline, budget)
+        tried.append(sized)
+        told(sized)
+        if sized.meets:
+            return tried, found
+    return tried, None
+
+
+def _first(cluster: Cluster) -> int:
+    return int(cluster.gpus.value)
+
+
+def sized_of(found: Found, deadline: float | None, budget: float | None) -> Sized:
+    """The best of a search, and whether it meets a deadline (s) and a budget ($)."""
+    gpus, legal = found.grid.gpus, found.tally.legal
+    if not found.tally.near.shape[1]:
+        return Sized(gpus, None, None, None, False, legal)
+    layout = found.best(1)[0]
+    answer = found.grid.plan.evaluate(layout, gpus)
+    meets = (deadline is None or answer["seconds"] <= deadline) and (
+        budget is None or answer["dollars"] <= budget
+    )
+    return Sized(gpus, answer["seconds"], answer["dollars"], layout, bool(meets), legal)

@@ -1,0 +1,148 @@
+"""Search for training: memory and step time of every legal layout, ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moeplan.arrays import np
+from moeplan.calc import value
+from moeplan.cluster.layout import Layout
+from moeplan.errors import UserError
+from moeplan.parallel import TrainingPlan
+from moeplan.parallel.scan import PieceTable, Place, fill_tables, memory_and_step
+from moeplan.plan.grid import Grid, Part
+from moeplan.plan.space import Space
+from moeplan.plan.tally import NUMBERS, Tally
+from moeplan.plan.workers import spread
+
+__all__ = ["WORTH", "Found", "default_batch", "search_training"]
+
+_ROWS = 131072  # layouts (times ZeRO stages) at a time
+WORTH = 2_000_000
+"""Layouts from which further processes are worth their start."""
+_BATCH_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A search's result: the grid, the kinds, and the tally of all legal layouts."""
+
+    grid: Grid
+    kinds: list[Layout]
+    tally: Tally
+    combinations: int
+
+    def layout(self, numbers: Any) -> Layout:
+        """The layout of one column of numbers."""
+        kind, vpp, row, zero = (int(x) for x in numbers[: len(NUMBERS)])
+        columns = {name: int(a[row]) for name, a in self.grid.columns.items()}
+        return self.kinds[kind].at({**columns, "vpp": vpp, "zero": zero, "batch": self.grid.batch})
+
+    def best(self, count: int) -> list[Layout]:
+        """The first of the layouts that fit."""
+        return [self.layout(column) for column in self.tally.near.T[:count]]
+
+
+def default_batch(gpus: int, sequence: int) -> int:
+    """Sequences of a step where nobody says: the multiple of the GPUs nearest to 16 Mi tokens."""
+    return gpus * max(1, round(_BATCH_TOKENS / sequence / gpus))
+
+
+def search_training(
+    plan: TrainingPlan, space: Space, gpus: int, batch: int, *, top: int = 10, workers: int = 1
+) -> Found:
+    """Evaluate every legal layout of a space on some GPUs, `batch` sequences a step.
+
+    top: how many of the best are kept at least. workers: processes; any number gives the same
+    result, and a small search takes one.
+    """
+    if workers < 1:
+        raise UserError(f"workers={workers} must be at least 1")
+    grid = Grid.of(plan, space, gpus, batch)
+    kinds = list(space.kinds())
+    total = Tally(float(value(plan.capacity)), top)
+    if grid.size:
+        for sp in dict.fromkeys(k.sp for k in kinds):
+            search = _Search(grid, kinds, top, sp)
+            for found in _spread(search, workers):
+                total.join(found)
+    total.finish()
+    return Found(grid, kinds, total, grid.combinations * len(kinds))
+
+
+class _Search:
+    """Tables of all kinds with one sequence parallelism, and the parts of the search over them."""
+
+    def __init__(self, grid: Grid, kinds: list[Layout], top: int, sp: bool) -> None:
+        self.grid, self.kinds, self.top = grid, kinds, top
+        here = [k for k in kinds if k.sp == sp]
+        alike = {_table_key(k): k for k in here}
+        tables = fill_tables(grid.plan, grid.degrees, list(alike.values()))
+        self.tables: dict[Any, PieceTable] = dict(zip(alike, tables, strict=True))
+        self.tasks = [
+            (number, part) for number, k in enumerate(kinds) if k.sp == sp for part in grid.parts(k)
+        ]
+
+    def run(self, tasks: Iterable[int]) -> Tally:
+        """The tally of some tasks."""
+        grid = self.grid
+        out = Tally(float(value(grid.plan.capacity)), self.top)
+        for task in tasks:
+            self._part(out, *self.tasks[task])
+        out.trim()
+        return out
+
+    def _part(self, out: Tally, number: int, part: Part) -> None:
+        grid, kinds = self.grid, self.kinds[number]
+        table = self.tables[_table_key(kinds)]
+        places = [
+            (vpp, Place.of(grid.plan, kinds, part.pp, vpp, part.rounds)) for vpp in part.chunks
+        ]
+        chunk = max(1, _ROWS // len(grid.zero))
+        for start in range(0, part.rows.size, chunk):
+            rows = part.rows[start : start + chunk]
+            scanned = grid.scanned(kinds, rows, part.pp, table)
+            for vpp, place in places:
+                found = memory_and_step(grid.plan, scanned, place, vpp, out.most)
+                out.add(number, *found, _named(grid, number, vpp, rows))
+
+
+def _named(grid: Grid, kind: int, vpp: int, rows: Any) -> Any:
+    """A function that gives NUMBERS of places in an array of ZeRO stages times rows."""
+
+    def numbers(places: Any) -> Any:
+        zeros, own = np.divmod(places, rows.size)
+        out = np.empty((len(NUMBERS), len(own)))
+        out[0], out[1] = kind, vpp
+        out[2], out[3] = rows[own], grid.zero.ravel()[zeros]
+        return out
+
+    return numbers
+
+
+def _table_key(kinds: Layout) -> tuple[Any, ...]:
+    dropped = kinds.selective if kinds.recompute == "selective" else ()
+    return kinds.sp, kinds.recompute, dropped, kinds.overlap
+
+
+# ------------------------------------------------------------------------------------- workers
+def _spread(search: _Search, workers: int) -> Iterator[Tally]:
+    """Tallies of all tasks, each worker's share of them in turn."""
+    sizes = [part.size * len(search.grid.zero) for _, part in search.tasks]
+    if workers == 1 or sum(sizes) < WORTH:
+        yield search.run(range(len(sizes)))
+        return
+    yield from spread(search.run, _shares(sizes, workers), workers)
+
+
+def _shares(sizes: list[int], workers: int) -> list[list[int]]:
+    """Tasks for each worker: the largest first, each to the one with the least so far."""
+    loads = [0] * workers
+    out: list[list[int]] = [[] for _ in range(workers)]
+    for task in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        least = loads.index(min(loads))
+        loads[least] += sizes[task]
+        out[least].append(task)
+    return [sorted(share) for share in out if share]

@@ -1,0 +1,262 @@
+"""The tables of a serving plan, from the tree that `moeplan.report.plan_serving` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moeplan.report.layout_tables import assumption_table
+from moeplan.report.tables import Column, Table
+from moeplan.units import fmt_count, fmt_time
+
+__all__ = ["serving_plan_tables"]
+
+_FRONT_ROWS = 12
+Answer = Mapping[str, Any]
+
+
+def serving_plan_tables(a: Answer) -> list[Table]:
+    """All tables of a serving plan."""
+    if not a["best"]:
+        return [_head(a), _space(a)]
+    tables = [_head(a), _best(a), _pools(a), *([_changes(a)] if a["sensitivity"] else [])]
+    return [*tables, *([_front(a)] if a["front"] else []), _space(a), assumption_table(a)]
+
+
+def _head(a: Answer) -> Table:
+    want, space = a["demand"], a["space"]
+    limits = [f"{word} at most {fmt_time(want[name])}"
+              for name, word in (("ttft", "TTFT"), ("tpot", "TPOT")) if want[name]]  # fmt: skip
+    cached = f" ({want['cached']:.0%} of it cached)" if want["cached"] else ""
+    notes = [
+        f"{want['requests_per_second']:g} requests/s of {fmt_count(want['input'])} input tokens"
+        f"{cached} and {fmt_count(want['output'])} output tokens"
+        + (f"; {', '.join(limits)}" if limits else ""),
+        f"{space['combinations']:,} combinations; "
+        + "; ".join(
+            f"{mode}: {c['legal']:,} legal, all evaluated, {c['fit']:,} fit, {c['meet']:,} in time"
+            for mode, c in space["counts"].items()
+        ),
+    ]
+    if a["best"]:
+        best = a["best"][0]
+        cost = best["dollars_per_hour"]
+        notes.append(
+            f"best: {best['gpus']:,} GPUs, {_ways(best)}: TTFT {fmt_time(best['ttft'])}, TPOT "
+            f"{fmt_time(best['tpot'])}"
+            + (f", ${cost:,.2f} an hour" if cost is not None else "")
+            + f"; binds: {best['binds']}"
+        )
+    else:
+        notes += _nothing(a)
+    return Table(f"{a['model']}: serving on {a['cluster']['gpu']}", [], notes=notes)
+
+
+def _ways(option: Mapping[str, Any]) -> str:
+    """The pools of an option in words."""
+    parts = []
+    for pool in option["pools"]:
+        role = "" if pool["role"] == "both" else f"{pool['role']} "
+        parts.append(f"{role}{pool['instances']} x ({pool['layout']})")
+    return ", ".join(parts)
+
+
+def _nothing(a: Answer) -> list[str]:
+    found, want = a["nothing"], a["demand"]
+    if not any(c["legal"] for c in found["counts"].values()):
+        return ["NOTHING IS LEGAL: no instance of these sizes and degrees keeps all rules"]
+    if not any(c["fit"] for c in found["counts"].values()):
+        need, cap = found["least_memory"] / 2**30, a["cluster"]["memory"] / 2**30
+        return [
+            f"NOTHING FITS: weights, overheads and one sequence take {need:,.1f} GiB of "
+            f"{cap:,.1f} GiB on the instance that needs least, {found['size']} GPUs with "
+            f"{found['layout']}",
+            "larger instances (--largest), fewer bits (--weights, --cache) or another GPU would do",
+        ]
+    notes = []
+    for name, word in (("ttft", "TTFT"), ("tpot", "TPOT")):
+        if want[name] and found[f"least_{name}"] > want[name]:
+            notes.append(
+                f"NOTHING MEETS {word} {fmt_time(want[name])}: the least of any layout that fits "
+                f"is {fmt_time(found[f'least_{name}'])}"
+            )
+    if not notes and want["gpus"]:
+        notes.append(f"NOTHING CARRIES THE REQUESTS on {want['gpus']:,} GPUs; leave --gpus out "
+                     "for the number that does")  # fmt: skip
+    return notes or ["NOTHING MEETS both TTFT and TPOT on one instance"]
+
+
+def _best(a: Answer) -> Table:
+    priced = a["best"][0]["dollars_per_hour"] is not None
+    columns = [Column("#", fixed=True), Column("GPUs", fixed=True),
+               Column("instances and their layout", "left"), Column("TTFT", fixed=True),
+               Column("TPOT", fixed=True), Column("load", fixed=True)]  # fmt: skip
+    columns += [Column("$/M out", fixed=True)] if priced else []
+    table = Table(f"The best {len(a['best'])}, by {a['by']}", columns, values=[])
+    assert table.values is not None
+    formats = [n for n, words in a["space"]["formats"].items() if len(words) > 1]
+    for number, row in enumerate(a["best"], 1):
+        ways = _ways(row)
+        for name in formats:
+            ways += f" {name} {row['pools'][0][name]}"
+        cells = [f"{number}", f"{row['gpus']:,}", ways, fmt_time(row["ttft"]),
+                 fmt_time(row["tpot"]), f"{row['load']:.0%}"]  # fmt: skip
+        bare = [number, row["gpus"], ways, row["ttft"], row["tpot"], row["load"]]
+        if priced:
+            cells.append(f"{row['dollars_per_million_output']:.3g}")
+            bare.append(row["dollars_per_million_output"])
+        table.rows.append(cells)
+        table.values.append(bare)
+    table.notes = [
+        "load: of the requests that these instances could carry",
+        *(["$/M out: all cost over the output tokens"] if priced else []),
+    ]
+    for mode, row in a["by_mode"].items():
+        if row is None:
+            table.notes.append(f"{mode}: no layout carries the requests within the limits")
+        elif row != a["best"][0]:
+            table.notes.append(
+                f"the best {mode}: {row['gpus']:,} GPUs, {_ways(row)}: TTFT "
+                f"{fmt_time(row['ttft'])}, TPOT {fmt_time(row['tpot'])}"
+            )
+    for pool in a["best"][0]["pools"]:
+        table.notes.append(f"in full: {pool['command']}")
+    return table
+
+
+def _pools(a: Answer) -> Table:
+    pools = a["best"][0]["pools"]
+    table = Table(
+        "An instance of the best",
+        [Column("", "left"), *(Column(p["role"] if len(pools) > 1 else "") for p in pools)],
+        values=[],
+    )
+    assert table.values is not None
+    decodes = [p["role"] != "prefill" for p in pools]
+    prefills = [p["role"] != "decode" for p in pools]
+    every = [True] * len(pools)
+    rows: list[tuple[str, str, Any, Sequence[bool]]] = [
+        ("instances", "instances", "{:,}".format, every),
+        ("GPUs of each", "instance_gpus", "{:,}".format, every),
+        ("layout", "layout", str, every),
+        ("weights, GiB", "memory_weights", _gib, every),
+        ("overhead, GiB", "memory_overhead", _gib, every),
+        ("cache of a sequence, GiB", "memory_cache_per_sequence", _fine_gib, every),
+        ("batch", "batch", "{:,.0f}".format, decodes),
+        ("largest batch that fits", "max_batch", "{:,.0f}".format, decodes),
+        ("decoding alone, tokens/s/GPU", "decode_tokens_per_second_per_gpu", "{:,.0f}".format,
+         decodes),
+        ("prefill alone, tokens/s/GPU", "prefill_tokens_per_second_per_gpu", "{:,.0f}".format,
+         prefills),
+        ("cache sent to decoding, at most", "transfer", fmt_time, prefills),
+        ("requests/s of the pool", "carries", "{:,.2f}".format, every),
+        ("binds decoding", "binds", str, decodes),
+    ]  # fmt: skip
+    for label, name, write, shown in rows:
+        picked = [p[name] if on else None for p, on in zip(pools, shown, strict=True)]
+        if any(x is not None for x in picked):
+            table.rows.append((label, *("" if x is None else write(x) for x in picked)))
+            table.values.append((label, *("" if x is None else x for x in picked)))
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f}"
+
+
+def _fine_gib(size: float) -> str:
+    return f"{size / 2**30:,.3f}"
+
+
+def _changes(a: Answer) -> Table:
+    table = Table(
+        "If one input changes, searched again",
+        [Column("input", "left"), Column("GPUs", fixed=True), Column("change", fixed=True),
+         Column("TPOT", fixed=True), Column("winner", "left")],
+        values=[],
+    )  # fmt: skip
+    assert table.values is not None
+    now = _ways(a["best"][0])
+    for row in a["sensitivity"]:
+        if row["gpus"] is None:
+            table.rows.append((row["change"], "", "", "", "nothing carries the requests"))
+            table.values.append((row["change"], "", "", "", ""))
+            continue
+        roles = ("both",) if len(row["pools"]) == 1 else ("prefill", "decode")
+        pools = [{**p, "role": role} for p, role in zip(row["pools"], roles, strict=True)]
+        ways = _ways({"pools": pools})
+        shown = "the same" if ways == now else ways
+        more = f"{row['more']:+d}" if row["more"] else ""
+        table.rows.append((row["change"], f"{row['gpus']:,}", more, fmt_time(row["tpot"]), shown))
+        table.values.append((row["change"], row["gpus"], row["more"], row["tpot"], ways))
+    table.notes = ["another price per GPU-hour changes all costs alike, and no rank"]
+    return table
+
+
+def _front(a: Answer) -> Table:
+    points = a["front"]
+    table = Table(
+        "Speed for a user against output of a GPU: batches that no other beats in both",
+        [Column("tokens/s/user", fixed=True), Column("tokens/s/GPU", fixed=True),
+         Column("TTFT", fixed=True), Column("batch", fixed=True), Column("GPUs", fixed=True),
+         Column("layout", "left")],
+        values=[],
+    )  # fmt: skip
+    assert table.values is not None
+    shown = {round(i * (len(points) - 1) / max(1, _FRONT_ROWS - 1)) for i in range(_FRONT_ROWS)}
+    for i, p in enumerate(points):
+        user, rate = p["tokens_per_second_per_user"], p["output_tokens_per_second_per_gpu"]
+        table.values.append((user, rate, p["ttft"], p["batch"], p["gpus"], p["layout"]))
+        if i in shown or len(points) <= _FRONT_ROWS:
+            star = "" if p["meets"] else "*"
+            table.rows.append((f"{user:,.1f}{star}", f"{rate:,.1f}", fmt_time(p["ttft"]),
+                               f"{p['batch']:,}", f"{p['gpus']:,}", p["layout"]))  # fmt: skip
+    mode = a["space"]["modes"][0]
+    table.notes = [f"{mode}, batches of powers of two; one instance, whatever the requests"]
+    if len(points) > _FRONT_ROWS:
+        table.notes.append(f"{len(table.rows)} of {len(points)}; --csv, --json and --plot have all")
+    if any(not p["meets"] for p in points):
+        table.notes.append("* slower than the TPOT that was asked for")
+    return table
+
+
+def _space(a: Answer) -> Table:
+    space = a["space"]
+    table = Table("What was searched", [Column("", "left"), Column("", "left")])
+    table.rows.append(("GPUs of an instance", _listed(space["sizes"])))
+    for name, values in space["degrees"].items():
+        note = " (pinned)" if name in space["pinned"] else ""
+        table.rows.append((name, _listed(values) + note))
+    words = {"weights": "as stored", "cache": "as stored", "draft": "0"}
+    for name, values in space["formats"].items():
+        listed = ", ".join(words[name] if v is None else str(v) for v in values)
+        table.rows.append((name, listed))
+    table.rows.append(("modes", ", ".join(space["modes"])))
+    table.rows.append(("batch", "the largest that fits and meets TPOT"))
+    table.rows.append(("instances", "as many as carry the requests"))
+    table.notes = [
+        "all products that fill an instance; those that break a rule of layouts are not legal",
+        "disaggregated: every prefill layout with every decoding layout, in whole instances",
+    ]
+    return table
+
+
+def _listed(values: Sequence[int]) -> str:
+    """Numbers in short: runs of the same distance as `8 to 64 by 8`."""
+    if not values:
+        return "none"
+    out: list[str] = []
+    at = 0
+    while at < len(values):
+        end = at + 1
+        if end < len(values):
+            by = values[end] - values[at]
+            while end + 1 < len(values) and values[end + 1] - values[end] == by:
+                end += 1
+            if end - at >= 3:
+                out.append(f"{values[at]} to {values[end]}" + (f" by {by}" if by != 1 else ""))
+                at = end + 1
+                continue
+        out.append(str(values[at]))
+        at += 1
+    return ", ".join(out)
