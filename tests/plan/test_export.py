@@ -157,6 +157,14 @@ def test_megatron_has_as_many_work_queues_as_it_asks_for(degrees, line):
     assert ("--ckpt-format" in found.arguments["train"]) == ("zero=2" in degrees)
 
 
+def test_megatron_is_told_a_width_of_heads_that_do_not_divide_the_model():
+    """validate_args of release 0.19.2 asserts that they do, unless --kv-channels is given."""
+    plan = chosen("glm-4.7-flash", "ep=8,batch=64", "h100x8")
+    got = read(export("megatron-lm", plan).arguments["train"])
+    assert int(got["--hidden-size"]) % int(got["--num-attention-heads"])
+    assert got["--kv-channels"] == got["--qk-head-dim"]
+
+
 def test_megatron_recomputes_activations_of_experts_only():
     plan = chosen("llama-3.1-8b", "recompute=selective,batch=64", "h100x8")
     got = read(export("megatron-lm", plan).arguments["train"])

@@ -126,6 +126,8 @@ def _latent(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
     )
     args.add("--multi-latent-attention")
     args.add("--num-attention-heads", plain(a.H))
+    # latent attention has no use for it, but the width of a head is checked where it is left out
+    args.flag(int(spec.hidden.value) % plain(a.H) != 0, "--kv-channels", plain(a.dn))
     args.flag(a.rq is not None, "--q-lora-rank", 0 if a.rq is None else plain(a.rq))
     args.add("--kv-lora-rank", plain(a.rkv))
     args.add("--qk-head-dim", plain(a.dn))
