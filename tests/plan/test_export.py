@@ -143,6 +143,35 @@ def megatron_parameters(model, got):
     return total + vocabulary * (1 + ("--untie-embeddings-and-output-weights" in got))
 
 
+@pytest.mark.parametrize(
+    ("degrees", "line"),
+    [("ep=8,batch=64", "export CUDA_DEVICE_MAX_CONNECTIONS=1"),
+     ("ep=8,zero=2,batch=64", "unset CUDA_DEVICE_MAX_CONNECTIONS"),
+     ("ep=8,overlap=all-to-all,batch=64", "export CUDA_DEVICE_MAX_CONNECTIONS=32"),
+     ("tp=2,ep=8,overlap=all-to-all,batch=64", "export CUDA_DEVICE_MAX_CONNECTIONS=1")],
+)  # fmt: skip
+def test_megatron_has_as_many_work_queues_as_it_asks_for(degrees, line):
+    """validate_args of release 0.19.2: Megatron-FSDP refuses 1, tp and cp ask for it."""
+    found = export("megatron-lm", chosen("mixtral", degrees, "h100x8"))
+    assert found.script[0] == line
+    assert ("--ckpt-format" in found.arguments["train"]) == ("zero=2" in degrees)
+
+
+def test_megatron_is_told_a_width_of_heads_that_do_not_divide_the_model():
+    """validate_args of release 0.19.2 asserts that they do, unless --kv-channels is given."""
+    plan = chosen("glm-4.7-flash", "ep=8,batch=64", "h100x8")
+    got = read(export("megatron-lm", plan).arguments["train"])
+    assert int(got["--hidden-size"]) % int(got["--num-attention-heads"])
+    assert got["--kv-channels"] == got["--qk-head-dim"]
+
+
+def test_megatron_recomputes_activations_of_experts_only():
+    plan = chosen("llama-3.1-8b", "recompute=selective,batch=64", "h100x8")
+    got = read(export("megatron-lm", plan).arguments["train"])
+    assert got["--recompute-modules"] == "layernorm"
+    assert "is kept" in " ".join(export("megatron-lm", plan).notes)
+
+
 # ---------------------------------------------------------------------------------- torchtitan
 def torchtitan_config(text):
     """Run the exported configuration against stand-ins for torchtitan's modules."""
@@ -218,6 +247,12 @@ REFUSED = [
     ("megatron-lm", chosen("mixtral", "tp=2,sp=0,ep=8,batch=64", "h100x8"), "sequence parallelism"),
     ("megatron-lm", chosen("mixtral", "ep=8,batch=64,recompute=selective:norm+dispatch", "h100x8"),
      "recomputing dispatch"),
+    ("megatron-lm", chosen("ernie-4.5", "ep=8,batch=64", "h100x8"),
+     "adds a bias to softmax scores"),
+    ("megatron-lm", chosen("mixtral", "ep=8,zero=3,batch=64", "h100x8", optimizer="muon"),
+     "zero=3 with muon"),
+    ("megatron-lm", chosen("llama-3.1-8b", "recompute=selective:activation,batch=64", "h100x8"),
+     "activation of dense FFNs alone"),
     ("torchtitan", chosen("qwen3-30b", "ep=4,etp=2,batch=64", "h100x8"), "etp=2"),
     ("torchtitan", chosen("qwen3-30b", "pp=4,ep=8,batch=256,schedule=dualpipe", "h100x32"),
      "DualPipeV"),

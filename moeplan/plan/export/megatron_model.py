@@ -16,6 +16,8 @@ from moeplan.quantity import plain
 __all__ = ["model_arguments"]
 
 _KNOWN = (Attention, LatentAttention, DenseFFN, MoE, Norm, Residual, Embedding, Head, Projection)
+_BIASED = ("sigmoid", "sqrtsoftplus")
+"""Scores that an expert's bias may be added to (TransformerConfig of release 0.19.2)."""
 
 
 def model_arguments(spec: ModelSpec, args: Arguments, no: Refusals, *, mtp: bool) -> list[str]:
@@ -124,6 +126,8 @@ def _latent(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
     )
     args.add("--multi-latent-attention")
     args.add("--num-attention-heads", plain(a.H))
+    # latent attention has no use for it, but the width of a head is checked where it is left out
+    args.flag(int(spec.hidden.value) % plain(a.H) != 0, "--kv-channels", plain(a.dn))
     args.flag(a.rq is not None, "--q-lora-rank", 0 if a.rq is None else plain(a.rq))
     args.add("--kv-lora-rank", plain(a.rkv))
     args.add("--qk-head-dim", plain(a.dn))
@@ -182,6 +186,10 @@ def _routing(moe: MoE, args: Arguments, no: Refusals) -> None:
     before = r.score == "softmax" and not r.renormalise  # softmax over all experts, then top-k
     args.flag(before, "--moe-router-pre-softmax")
     args.flag(r.scale != 1, "--moe-router-topk-scaling-factor", r.scale)
+    no.unless(
+        not r.selection_bias or score in _BIASED,
+        f"its router adds a bias to {score} scores, which only {' and '.join(_BIASED)} may have",
+    )
     args.flag(r.selection_bias, "--moe-router-enable-expert-bias")
     args.add("--moe-router-dtype", "fp32")
 
