@@ -91,4 +91,5 @@ def fabric_of(gpu: Gpu) -> Fabric | None:
     """The measured tables for a GPU; None where its links are no NVLink."""
     if gpu.interconnect != "nvlink" or gpu.scale_up_bandwidth is None:
         return None
-    return Fabric(NVLINK / float(gpu.scale_up_bandwidth.value), gpu.id == MEASURED)
+    bandwidth = float(gpu.scale_up_bandwidth.value)
+    return Fabric(NVLINK / bandwidth, gpu.id == MEASURED and bandwidth == NVLINK)
