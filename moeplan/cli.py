@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moeplan import cli_export, cli_layout, cli_measure, cli_plan
+from moeplan import cli_export, cli_layout, cli_measure, cli_plan, cli_sweep
 from moeplan.cli_job import (
     ClusterOption,
     PlanOption,
@@ -347,6 +347,7 @@ def schema() -> None:
 cli_layout.register(app)
 cli_plan.register(app)
 cli_export.register(app)
+cli_sweep.register(app)
 cli_measure.register(app)
 
 

@@ -31,7 +31,8 @@ class Estimate:
     def __init__(self, spec: ModelSpec, scenario: Scenario) -> None:
         self.spec = spec
         self.scenario = scenario
-        self.gpu: Gpu = gpu(scenario["gpu"])
+        device = scenario["gpu"]
+        self.gpu: Gpu = device if isinstance(device, Gpu) else gpu(device)
         if "weights" in scenario.given:
             chosen = spec.checkpoint.stored_as(scenario["weights"])
             spec = self.spec = replace(spec, checkpoint=chosen)

@@ -118,6 +118,7 @@ def parameters(spec: ModelSpec) -> dict[str, Any]:
     return {
         "total": _sum(components),
         "active": {**active(spec, activated), "by_component": dict(activated)},
+        "active_range": active_range(spec),
         "mtp": _sum(mtp),
         "mtp_active": _sum(mtp_active),
         "mtp_active_with_shared": total(

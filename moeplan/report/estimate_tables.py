@@ -108,7 +108,12 @@ def _parameters(e: Estimate) -> Table:
     }
     for key, words in definitions.items():
         count = _value(active[key])
-        table.notes.append(f"active, {words}: {count:,} ({count / whole:.1%} of the total)")
+        span = ""
+        if (ends := p["active_range"]) is not None:
+            low, high = (fmt_count(_value(ends[end][key])) for end in ("fewest", "most"))
+            span = f"; {low} to {high} by token"
+        written, share = fmt_count(count, full=True), f"{count / whole:.1%} of the total"
+        table.notes.append(f"active, {words}: {written} ({share}){span}")
         table.values.append((f"active {key}", "", "", count))
     if _value(p["buffers"]):
         table.notes.append(f"apart: {_value(p['buffers']):,} selection-bias values (buffers)")

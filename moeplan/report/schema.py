@@ -47,16 +47,30 @@ class ModelSection(_Section):
     topk_group: int | None = None
 
 
-class ActiveParameters(_Section):
-    """Parameters that one token touches, by definition."""
+class ActiveByDefinition(_Section):
+    """Parameters that one token touches, by definition: in expectation, where that varies."""
 
-    all: int
+    all: Number
     """Every tensor touched, the whole input embedding included."""
-    without_input_embedding: int
+    without_input_embedding: Number
     """Without the table that is only looked up; a tied table stays, the head multiplies by it."""
-    without_embeddings: int
+    without_embeddings: Number
     """Without input embedding and output head."""
-    by_component: dict[str, int]
+
+
+class ActiveParameters(ActiveByDefinition):
+    """The same in expectation, and by component."""
+
+    by_component: dict[str, Number]
+
+
+class ActiveRange(_Section):
+    """The ends between which zero-computation experts let a token's parameters vary."""
+
+    fewest: ActiveByDefinition
+    """None of the chosen experts holds weights."""
+    most: ActiveByDefinition
+    """All of them do."""
 
 
 class LayerParameters(_Section):
@@ -66,7 +80,7 @@ class LayerParameters(_Section):
     role: Literal["model", "mtp", "encoder"]
     layers: int
     total: int
-    active: int
+    active: Number
     by_component: dict[str, int]
 
 
@@ -75,10 +89,12 @@ class Parameters(_Section):
 
     total: int
     active: ActiveParameters
+    active_range: ActiveRange | None
+    """Of models with zero-computation experts; `active` is the expectation."""
     mtp: int
     """Parameters of multi-token-prediction modules, without shared embedding and head."""
-    mtp_active: int
-    mtp_active_with_shared: int
+    mtp_active: Number
+    mtp_active_with_shared: Number
     """The same with the embedding and the output head, which are the model's own."""
     buffers: int
     """Values kept in the checkpoint that no gradient trains (selection biases)."""
