@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from moeplan.arrays import is_array, np
-from moeplan.cluster.hardware import Gpu
+from moeplan.cluster.hardware import Gpu, gpu
 from moeplan.errors import UserError
 from moeplan.estimation.estimate import Estimate
 from moeplan.estimation.scenario import Scenario
@@ -91,8 +91,9 @@ class Estimates(Evaluator):
 def _why(prepared: _Shared, numbers: Mapping[str, int]) -> str:
     """What a single exchange with these numbers is refused for."""
     words = {n: v for n, v in prepared.settings.items() if n in ("dispatch", "combine", "policy")}
+    scenario = Scenario.of(**words, **numbers)
     try:
-        exchange(prepared.spec, Scenario.of(**words, **numbers))
+        exchange(prepared.spec, scenario, prepared.gpu or gpu(scenario["gpu"]))
     except UserError as problem:
         return str(problem)
     return "no such exchange"
