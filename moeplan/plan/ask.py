@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -124,7 +125,7 @@ def _size(question: Question) -> Answer:
         sized, chosen = smallest(
             question.plan, first, question.job, question.space,
             batch=question.batch, deadline=limits.deadline, budget=limits.budget,
-            step=limits.gpu_step, workers=question.processes,
+            step=limits.gpu_step, workers=question.processes, told=_progress,
         )  # fmt: skip
         searches = []
     if chosen is None:
@@ -138,6 +139,14 @@ def _size(question: Question) -> Answer:
     said = f"the fewest GPUs that {_limits(limits)}: {chosen.grid.gpus:,}"
     tree = {**answer.tree, "sizing": {"said": said, "sizes": [_size_row(s) for s in sized]}}
     return replace(answer, tree=tree)
+
+
+def _progress(sized: Sized) -> None:
+    """A line at a terminal that says which size was searched."""
+    if sys.stderr.isatty():
+        days = "nothing fits" if sized.seconds is None else f"{sized.seconds / 86400:,.1f} days"
+        end = "\n" if sized.meets else "\r"
+        print(f"{sized.gpus:,} GPUs: {days}        ", end=end, file=sys.stderr, flush=True)
 
 
 def _any_size(name: str) -> Cluster:

@@ -9,7 +9,9 @@ from typing import Any
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
+from moeplan.model.ops import OpKind
 from moeplan.parallel import TrainingJob, TrainingPlan
+from moeplan.parallel.optime import Roofline
 from moeplan.plan.grid import domain_of
 from moeplan.plan.space import Space
 from moeplan.plan.training import Found, default_batch, search_training
@@ -45,12 +47,21 @@ def sizes(cluster: Cluster, least: int, step: int | None = None) -> Iterator[int
 
 
 def at_least(plan: TrainingPlan, seconds: float) -> int:
-    """GPUs below which no layout trains in time: all FLOPs at the highest peak of the GPU."""
-    job, peaks = plan.job, plan.cluster.gpu.peaks
-    formats = ("bf16", "fp16", "fp8") if job.precision == "fp8" else ("bf16", "fp16")
-    peak = max(float(q.value) for name, q in peaks.items() if name in formats)
+    """GPUs below which no layout trains in time: all FLOPs at the highest rate of any row."""
+    job = plan.job
     flops = plan.flops["causal"] * plain(job.tokens) / plain(job.sequence)
-    return max(1, int(flops / (peak * seconds)))
+    return max(1, int(flops / (_highest_rate(plan) * seconds)))
+
+
+def _highest_rate(plan: TrainingPlan) -> float:
+    """FLOP/s that no row exceeds: a stack's best rate, or the highest peak."""
+    peaks, times = plan.cluster.gpu.peaks, plan.times
+    formats = ("bf16", "fp16", "fp8") if plan.job.precision == "fp8" else ("bf16", "fp16")
+    named = [name for name in peaks if name in formats]
+    if isinstance(times, Roofline) and not getattr(times.stack, "calibrated", False):
+        kinds: tuple[OpKind, ...] = ("linear", "grouped_linear", "attention")
+        return max(float(times.rate(kind, name).value) for kind in kinds for name in named)
+    return max(float(peaks[name].value) for name in named)
 
 
 def smallest(
@@ -75,6 +86,11 @@ def smallest(
     """
     sequence = int(plain(job.sequence))
     least = 1 if deadline is None else at_least(make(_first(cluster)), deadline)
+    if least > most:
+        raise UserError(
+            f"--deadline: {least:,} GPUs are needed even at the highest rate of any row, and "
+            f"{most:,} are the most that are searched"
+        )
     tried: list[Sized] = []
     for gpus in sizes(cluster, least, step):
         if gpus > most:
