@@ -63,9 +63,9 @@ def search_training(
     grid = Grid.of(plan, space, gpus, batch)
     kinds = list(space.kinds())
     total = Tally(float(value(plan.capacity)), top)
-    if grid.size:
+    for piece in grid.pieces() if grid.size else ():
         for sp in dict.fromkeys(k.sp for k in kinds):
-            search = _Search(grid, kinds, top, sp)
+            search = _Search(piece, kinds, top, sp)
             for found in _spread(search, workers):
                 total.join(found)
     total.finish()
@@ -116,7 +116,7 @@ def _named(grid: Grid, kind: int, vpp: int, rows: Any) -> Any:
         zeros, own = np.divmod(places, rows.size)
         out = np.empty((len(NUMBERS), len(own)))
         out[0], out[1] = kind, vpp
-        out[2], out[3] = rows[own], grid.zero.ravel()[zeros]
+        out[2], out[3] = grid.number(rows[own]), grid.zero.ravel()[zeros]
         return out
 
     return numbers
