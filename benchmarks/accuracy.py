@@ -21,11 +21,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from moeplan.calibration.calibrate import calibrate
-from moeplan.calibration.collectives import left_out, read_collectives
+from moeplan.calibration.collectives import left_out
 from moeplan.calibration.errors import errors_of
 from moeplan.calibration.fit import groups
-from moeplan.calibration.points import Points, read_points
+from moeplan.calibration.messages import message_tables, read_messages
+from moeplan.calibration.points import Points
 from moeplan.calibration.predict import Predicted, predict
+from moeplan.calibration.reader import read_points
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -159,7 +161,7 @@ def gemm(points: Points) -> Iterator[Row]:
 
 def nccl(path: Path) -> Iterator[Row]:
     """Every other size of each table, from the rest."""
-    tables = read_collectives(path, "nvlink", "")
+    tables = message_tables(read_messages(path), "nvlink", "")
     expected, measured, size = left_out(tables)
     low, high = _band_of_others(expected, measured)
     inside = (expected * low <= measured) & (measured <= expected * high)

@@ -9,7 +9,6 @@ moeplan/data/calibrations; the same files give the same constants.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime as dt
 import json
 from dataclasses import replace
@@ -22,18 +21,17 @@ from moeplan.calibration.collectives import (
     line,
     network_dict,
     network_of,
-    read_collectives,
 )
+from moeplan.calibration.messages import message_tables, read_messages
 from moeplan.calibration.optime import device_of
-from moeplan.calibration.points import read_points
+from moeplan.calibration.reader import read_points
+from moeplan.calibration.records import calibrate_records
 from moeplan.calibration.store import FOLDER, Calibration, OpFit, save
 from moeplan.cluster.hardware import cluster, gpu
-from moeplan.model.routing import expected_distinct
 
+ROOT = Path(__file__).resolve().parents[1]
 AICONFIGURATOR = "NVIDIA aiconfigurator (Apache-2.0), collected 2026-08 on H200"
 DEEPEP = "DeepEP's published bandwidths on H800, FP8 dispatch and BF16 combine"
-HIDDEN, TOP_K, EXPERTS = 7168, 8, 256  # of the DeepEP measurements
-FP8, BF16 = 1, 2
 
 
 def main() -> None:
@@ -42,8 +40,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the CSV files lie")
     parser.add_argument("--date", default=dt.datetime.now(dt.UTC).date().isoformat())
     options = parser.parse_args()
-    for made in (_moe(options.folder), _gemm(options.folder), _kernels()):
-        save(replace(made, date=options.date), FOLDER / f"{made.name}.json")
+    made_today = (_moe(options.folder), _gemm(options.folder), _kernels())
+    for made in (*(replace(made, date=options.date) for made in made_today), _cpu()):
+        save(made, FOLDER / f"{made.name}.json")
         print(made.name)
     for network in _networks(options.folder, options.date):
         path = FOLDER / f"network-{network.name}.json"
@@ -90,34 +89,24 @@ def _kernels() -> Calibration:
     )  # fmt: skip
 
 
+def _cpu() -> Calibration:
+    """Our own record of a calibration grid on one core."""
+    record = ROOT / "profiles" / "cpu-amd-epyc" / "calibration-grid_2026-11-27.json"
+    return calibrate_records([record], "torch", "cpu-amd-epyc-torch")
+
+
 def _networks(folder: Path, date: str) -> list[Network]:
-    nccl = read_collectives(folder / "h200_nccl_nvlink.csv", "nvlink", f"{AICONFIGURATOR}: NCCL")
-    deepep = _deepep(folder / "h200_deepep_normal_ep8.csv")
+    def tables(name: str, source: str) -> list[Table]:
+        return message_tables(read_messages(folder / name), "nvlink", f"{AICONFIGURATOR}: {source}")
+
+    nccl = tables("h200_nccl_nvlink.csv", "NCCL")
+    deepep = tables("h200_deepep_normal_ep8.csv", "DeepEP, fp8 rows there and bf16 rows back")
     made = network_of("h200-nccl", nccl, f"{AICONFIGURATOR}: NCCL over NVLink, 2 to 8 GPUs", date)
     kernels = network_of(
         "h200-deepep", deepep,
         f"{AICONFIGURATOR}: DeepEP normal mode, 8 H200 of one node, 20 multiprocessors", date,
     )  # fmt: skip
     return [made, replace(kernels, tables=(*kernels.tables, *_rdma()))]
-
-
-def _deepep(path: Path) -> list[Table]:
-    """Dispatch and combine by the bytes that a GPU sends: distinct destinations times a row."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    distinct = float(expected_distinct(EXPERTS, TOP_K, 8))
-    tables = []
-    for name, column, size in (
-        ("dispatch", "dispatch_transmit_us", FP8),
-        ("combine", "combine_transmit_us", BF16),
-    ):
-        points = [
-            (int(r["num_token"]) * distinct * HIDDEN * size, float(r[column]) * 1e-6) for r in rows
-        ]
-        sizes, seconds = zip(*points, strict=True)
-        source = f"{AICONFIGURATOR}: DeepEP {name}, {'fp8' if size == FP8 else 'bf16'} rows"
-        tables.append(Table(name, "nvlink", 8, sizes, seconds, "measured", source))
-    return tables
 
 
 def _rdma() -> list[Table]:

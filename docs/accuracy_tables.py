@@ -13,7 +13,9 @@ import numpy as np
 
 from generated import ROOT, section, table
 from moeplan.calibration.collectives import network, networks
+from moeplan.calibration.records import ProfileTimes, layer_times
 from moeplan.calibration.store import Calibration, calibration, names
+from moeplan.profile.store import load_record
 
 __all__: list[str] = []
 
@@ -123,25 +125,85 @@ def network_tables() -> str:
     return table(header, rows)
 
 
-@section("accuracy-whole-model")
-def whole_model() -> str:
-    """Return published and predicted speeds, tokens a second and GPU."""
+@section("accuracy-cpu")
+def cpu() -> str:
+    """Return a layer's forward pass on a CPU by its calibration, for records that it was not fitted
+    to, beside the roofs of their own runs.
+    """
+    times = ProfileTimes(calibration("cpu-amd-epyc-torch"))
     rows = []
-    for row in _results("whole_model"):
-        error = "used for the factor" if row["error"] is None else f"{100 * row['error']:+.0f} %"
-        numbers = [f"{row[key]:,.0f}" for key in ("published", "predicted", "with_factor")]
-        rows.append([f"{row['stack']}: {row['what']}", *numbers, error])
-    return table(["run", "published", "ops alone", "with the factor", "error"], rows)
+    for path in sorted((ROOT / "profiles" / "cpu-amd-epyc").glob("*.json")):
+        record = load_record(path)
+        if record.name in times.found.source:
+            continue
+        for row in layer_times(record, times):
+            errors = [f"{100 * (x / row.measured - 1):+.0f} %" for x in (row.expected, row.roofs)]
+            threads = f"{record.device.units} thread{'s' * (record.device.units > 1)}"
+            rows.append([record.name, threads, str(row.tokens), f"{1e3 * row.measured:.3g} ms",
+                         *errors])  # fmt: skip
+    header = ["record", "run with", "tokens", "measured", "calibrated", "roofs of the run"]
+    return table(header, rows)
+
+
+STACK_TITLES = {"datasheet": "roofline", "calibrated": "ops alone", "megatron-bridge": "with host"}
 
 
 @section("accuracy-factors")
 def factors() -> str:
-    """Return the software factor of each stack, and the errors on the rows that did not make it."""
-    found = _results("whole_model")
+    """Return the errors of training rows, by stack and by whether the stack was fitted to them."""
     rows = []
-    for stack in dict.fromkeys(row["stack"] for row in found):
-        own = [row for row in found if row["stack"] == stack]
-        errors = np.abs([row["error"] for row in own if row["error"] is not None])
-        numbers = [f"{100 * x:.0f} %" for x in (errors.mean(), np.median(errors), errors.max())]
-        rows.append([stack, f"{own[0]['factor']:.2f}", str(errors.size), *numbers])
-    return table(["stack", "factor", "other rows", "mean error", "median", "largest"], rows)
+    for stack, title in STACK_TITLES.items():
+        for fitted in (True, False):
+            found = [r for r in _results("whole_model")["training"] if r["fitted"] is fitted]
+            errors = np.abs([row[stack] for row in found])
+            dense = np.abs([row[stack] for row in found if "LLAMA" in row["model"]])
+            used = "fitted" if fitted and stack == "megatron-bridge" else "not seen"
+            numbers = (errors.mean(), np.median(errors), errors.max(), np.median(dense))
+            rows.append([f"`{stack}`, {title}", "26.x" if fitted else "25.x", used,
+                         str(errors.size), *(f"{100 * x:.0f} %" for x in numbers)])  # fmt: skip
+    header = ["stack", "containers", "", "rows", "mean error", "median", "largest"]
+    return table([*header, "median of dense models"], rows)
+
+
+@section("accuracy-training")
+def training() -> str:
+    """Return published and predicted training speeds, tokens a second and GPU."""
+    rows = []
+    for row in _results("whole_model")["training"]:
+        errors = [f"{100 * row[stack]:+.0f} %" for stack in STACK_TITLES]
+        what = f"{row['container']} {row['model']}, {row['gpus']}, {row['precision']}"
+        span = f"{row['slow']:,.0f} to {row['fast']:,.0f}"
+        over = "" if row["fits"] else "over"
+        used = "fitted" if row["fitted"] else ""
+        rows.append([what, f"`{row['layout']}`", f"{row['published']:,.0f}", span, *errors, used,
+                     over])  # fmt: skip
+    header = ["run", "layout", "published", "bounds of the ops", *STACK_TITLES.values()]
+    return table([*header, "", "memory"], rows)
+
+
+@section("accuracy-serving")
+def serving() -> str:
+    """Return published and predicted serving speeds, tokens a second and GPU."""
+    rows = []
+    for row in _results("whole_model")["serving"]:
+        errors = [f"{100 * row[stack]:+.0f} %" for stack in ("datasheet", "calibrated", "sglang")]
+        used = "fitted" if row["fitted"] else "not seen"
+        what = f"{row['by']}, {row['phase']}, {row['what']}"
+        rows.append([what, f"{row['published']:,.0f}", *errors, used, row["note"]])
+    header = ["run", "published", "roofline", "ops alone", "with SGLang's factor", "", "note"]
+    return table(header, rows)
+
+
+@section("accuracy-bill")
+def bill() -> str:
+    """Return DeepSeek-V3's pre-training as predicted."""
+    found = _results("whole_model")["bill"]
+    rows = [["published", f"{found['published_hours'] / 1e6:.3f} M", "$5.328 M", "", "", ""]]
+    for stack, title in STACK_TITLES.items():
+        own = found[stack]
+        rows.append(
+            [title, f"{own['gpu_hours'] / 1e6:.3f} M", f"${own['dollars'] / 1e6:.3f} M",
+             f"{own['tokens_per_second_per_gpu']:,.0f}", f"{own['memory'] / 2**30:.1f} GiB",
+             f"{100 * own['error']:+.0f} %"]
+        )  # fmt: skip
+    return table(["", "H800-hours", "at $2/h", "token/s/GPU", "memory", "error"], rows)

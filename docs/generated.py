@@ -47,6 +47,26 @@ def extras() -> str:
     return table(["extra", "adds"], rows)
 
 
+@section("engines")
+def engines() -> str:
+    """Return where the options of each engine were read."""
+    from moeplan.cluster.datafile import table as fact
+    from moeplan.plan.export import ENGINES
+
+    rows = []
+    for name, does in ENGINES.items():
+        about, known = fact("engines", f"source.{name}"), fact("engines", f"options.{name}")
+        for short, where in about["files"].items():
+            count = sum(file == short for file in known.values())
+            title = f"[{about['title']}]({about['repository']})"
+            path, _, at = where.partition(" ")
+            at = at[:15] if at.startswith("at ") else at  # of a commit its first 12 digits
+            if count:
+                place = f"`{path}` {at}".rstrip()
+                rows.append([title, does, place, str(count), str(about["checked"])])
+    return table(["engine", "for", "read in", "names", "on"], rows)
+
+
 @section("backends")
 def backends() -> str:
     """Return the backends of the measured layer, and what each is for."""
@@ -158,6 +178,46 @@ def long_context() -> str:
         ]
         parts.append(table(header, lines))
     return "\n\n".join(parts)
+
+
+# Cache bytes that a token adds in bf16, as factors that can be checked by hand, and in words.
+CACHES = {
+    "deepseek-v3": ((61, 576, 2), "layers, a latent of 512 and a rotary key of 64"),
+    "kimi-k2": ((61, 576, 2), "the same"),
+    "longcat-flash": ((28, 2, 576, 2), "layers, two latents in each"),
+    "llama-3.1-405b": ((126, 2, 8, 128, 2), "layers, keys and values, 8 heads of 128"),
+    "mixtral-8x7b": ((32, 2, 8, 128, 2), "layers, keys and values, 8 heads of 128"),
+    "qwen3-30b-a3b": ((48, 2, 4, 128, 2), "layers, keys and values, 4 heads of 128"),
+    "gpt-oss-120b": (
+        (36, 2, 8, 64, 2),
+        "layers, keys and values, 8 heads of 64, windows not yet full",
+    ),
+    "hunyuan-large": ((32, 2, 8, 80, 2), "of 64 layers, which share in pairs"),
+    "step3": ((61, 2, 256, 2), "layers, one head of 256 for keys, one for values"),
+    "qwen3-next-80b-a3b": ((12, 2, 2, 256, 2), "of 48 layers; the others hold a state"),
+    "minimax-01": ((10, 2, 8, 128, 2), "of 80 layers; the others hold a state"),
+    "nemotron-3-nano": ((6, 2, 2, 128, 2), "of 52 layers; the others hold a state or nothing"),
+}
+PRINTED = {"deepseek-v3": "70.272 KB", "llama-3.1-405b": "516.096 KB"}  # arXiv 2505.09343, table 1
+
+
+@section("long-context-caches")
+def long_context_caches() -> str:
+    """Return the cache bytes of a token beside the product that gives them, which must agree."""
+    from math import prod
+
+    from moeplan import api
+
+    rows = []
+    for name, (factors, words) in CACHES.items():
+        cache = api.estimate(name)["kv_cache"]
+        found, state = cache["bytes_per_token"].value, cache["fixed_bytes"].value
+        if found != prod(factors):
+            raise ValueError(f"{name}: {found} B a token, by hand {prod(factors)}")
+        product = f"{' x '.join(map(str, factors))}: {words}"
+        fixed = f"{state / 1e6:,.1f} MB" if state else ""
+        rows.append([f"`{name}`", f"{found:,} B", product, fixed, PRINTED.get(name, "")])
+    return table(["model", "a token adds", "by hand", "whatever the length", "printed"], rows)
 
 
 import accuracy_tables  # noqa: E402, F401 - it registers the sections of accuracy.md

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from moeplan._version import __version__
 
 if TYPE_CHECKING:
-    from moeplan.api import compare, estimate, explain
+    from moeplan.api import compare, estimate, explain, sweep
     from moeplan.errors import UserError
 
-__all__ = ["UserError", "__version__", "compare", "estimate", "explain"]
+__all__ = ["UserError", "__version__", "compare", "estimate", "explain", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

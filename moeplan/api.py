@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moeplan.estimation.estimate import Estimate
 from moeplan.estimation.scenario import Scenario
@@ -12,7 +12,7 @@ from moeplan.load import load_model
 from moeplan.model.spec import ModelSpec
 from moeplan.quantity import Quantity
 
-__all__ = ["compare", "estimate", "explain"]
+__all__ = ["compare", "estimate", "explain", "sweep"]
 
 
 def estimate(model: str | Path | Mapping[str, Any] | ModelSpec, **scenario: Any) -> Estimate:
@@ -36,3 +36,29 @@ def explain(model: str | Path | Mapping[str, Any] | ModelSpec, path: str, **scen
 def compare(*models: str | Path | Mapping[str, Any] | ModelSpec, **scenario: Any) -> list[Estimate]:
     """One estimate for each model, in the same scenario."""
     return [estimate(model, **scenario) for model in models]
+
+
+def sweep(
+    model: str | Path | Mapping[str, Any] | ModelSpec | None = None,
+    *,
+    vary: Mapping[str, Any],
+    set: Mapping[str, Any] | None = None,
+    show: Sequence[str] = (),
+    cluster: str | None = None,
+    job: Literal["train", "serve"] | None = None,
+    workers: int = 1,
+    max_points: int = 1_000_000,
+) -> dict[str, Any]:
+    """Every combination of the varied inputs, as columns: numpy arrays with an entry a point.
+
+    `vary` names inputs and their values (a sequence, or a text such as "1k:64k:x2"); `set` fixes
+    inputs or links them by formula ("8*g"). `show` are paths of the estimate's JSON document or,
+    with a `cluster` and a `job`, keys of `moeplan.parallel`. The column `reason` is empty for
+    legal points. `workers` are processes: the main module must be importable, as for every
+    multiprocessing. Raises UserError for wrong names and values, and where no point is legal.
+    """
+    from moeplan.sweeping import ask, run
+
+    mode = job or ("train" if cluster is not None else "estimate")
+    asked = ask(model, vary, set or {}, show, cluster, mode, max_points)
+    return run(asked, workers=workers).columns

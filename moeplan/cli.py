@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moeplan import cli_export, cli_layout, cli_measure, cli_plan
+from moeplan import cli_export, cli_layout, cli_measure, cli_plan, cli_sweep
 from moeplan.cli_job import (
     ClusterOption,
     PlanOption,
@@ -136,9 +136,6 @@ def estimate(
     price: Price = None,
     draft: Draft = None,
     acceptance: Acceptance = None,
-    expected: Annotated[
-        bool, typer.Option("--expected", help="Calibrated times with their error band too.")
-    ] = False,
     detail: Annotated[bool, typer.Option(help="Layers, kept activations and op rows too.")] = False,
     layout: Annotated[
         str | None, typer.Option(help="On a cluster: tp=2,pp=16,ep=8; then as `layout`.")
@@ -154,7 +151,7 @@ def estimate(
     markdown: Markdown = False,
     as_csv: Csv = False,
 ) -> None:
-    """Parameters, FLOPs, memory, all-to-all traffic, floor time and cost of one model.
+    """Parameters, FLOPs, memory, all-to-all traffic, expected time and cost of one model.
 
     With --layout, or a plan file: memory, traffic, time and money on a cluster.
     """
@@ -167,7 +164,7 @@ def estimate(
         "dispatch": dispatch, "combine": combine, "policy": policy, "optimizer": optimizer,
         "gpu": gpu, "price": price, "draft": draft, "acceptance": acceptance,
     }  # fmt: skip
-    alone = {**given, "context": context, "expected": expected, "detail": detail}
+    alone = {**given, "context": context, "detail": detail}
     choice = estimate_on_layout(
         model, preset, config, layout, cluster, job, alone, train=train, serve=serve, plan=plan
     )
@@ -181,7 +178,7 @@ def estimate(
     if output == "json":
         print(result.to_json())
     else:
-        _show(estimate_tables(result, expected=expected, detail=detail), output)
+        _show(estimate_tables(result, detail=detail), output)
 
 
 @app.command()
@@ -292,7 +289,7 @@ def check(
 
 @app.command()
 def presets(
-    search: Annotated[str, typer.Option(help="Words that a preset must hold.")] = "",
+    search: Annotated[str, typer.Option(help="Words: name, maker, family, size, mixer.")] = "",
     as_json: Json = False,
     markdown: Markdown = False,
     as_csv: Csv = False,
@@ -350,6 +347,7 @@ def schema() -> None:
 cli_layout.register(app)
 cli_plan.register(app)
 cli_export.register(app)
+cli_sweep.register(app)
 cli_measure.register(app)
 
 

@@ -14,9 +14,10 @@ from moeplan.cli_job import (
     ServeOption,
     TrainOption,
     chosen,
+    named_model,
     takes_job,
 )
-from moeplan.cli_options import Json, PresetOption
+from moeplan.cli_options import ConfigOption, Json, PresetOption
 
 __all__ = ["register"]
 
@@ -30,6 +31,7 @@ def export(
         str | None, typer.Argument(help="A preset, or a path to a config.json.")
     ] = None,
     preset: PresetOption = None,
+    config: ConfigOption = None,
     layout: Annotated[
         str | None, typer.Option(help="Such as tp=2,pp=16,ep=8, if there is no plan file.")
     ] = None,
@@ -47,13 +49,13 @@ def export(
 ) -> None:
     """A chosen layout as launch arguments for Megatron-LM, torchtitan, vLLM or SGLang."""
     from moeplan.cli import _print_json
-    from moeplan.plan.export import ENGINES
+    from moeplan.plan.export import ENGINES, engine_named
     from moeplan.plan.export import export as write
 
-    kind = ENGINES.get(engine)
-    if plan is None and not train and not serve and kind is not None:
+    kind = ENGINES[engine_named(engine)]
+    if plan is None and not train and not serve:
         train, serve = kind == "training", kind == "serving"
-    named = model if model is not None else preset
+    named = named_model(model, preset, config)
     found = chosen(named, layout, cluster, job, train=train, serve=serve, plan=plan)
     exported = write(engine, found, base=base)
     if as_json:

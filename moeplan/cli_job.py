@@ -42,6 +42,7 @@ __all__ = [
     "chosen",
     "estimate_on_layout",
     "job_of_options",
+    "named_model",
     "option",
     "show_answer",
     "takes_job",
@@ -202,9 +203,7 @@ def estimate_on_layout(
             verb = "needs" if len(wrong) == 1 else "need"
             raise UserError(f"{', '.join(wrong)} {verb} --layout, such as --layout tp=2,ep=8")
         return None
-    named = [x for x in (model, preset, None if config is None else _as_path(config)) if x]
-    if len(named) > 1:
-        raise UserError("one model is needed and several were given")
+    named = named_model(model, preset, config)
     meant = {
         "tokens": "--tokens-total, or --isl",
         "ep": "ep in the layout",
@@ -216,8 +215,16 @@ def estimate_on_layout(
         if name not in JOB_OPTIONS and alone[name] not in (None, False):
             instead = f"; with a layout it is {meant[name]}" if name in meant else ""
             raise UserError(f"{option(name)} describes one GPU without a layout{instead}")
-    first = named[0] if named else None
-    return chosen(first, layout, cluster, job, train=train, serve=serve, plan=plan)
+    return chosen(named, layout, cluster, job, train=train, serve=serve, plan=plan)
+
+
+def named_model(model: str | None, preset: str | None, config: Path | None) -> str | None:
+    """The model as a plan names it, of the ways to name one. `UserError` where several were."""
+    given = (model, preset, None if config is None else _as_path(config))
+    named = [x for x in given if x is not None]
+    if len(named) > 1:
+        raise UserError(f"one model is needed and several were given: {', '.join(named)}")
+    return named[0] if named else None
 
 
 def _as_path(config: Path) -> str:

@@ -18,10 +18,11 @@ from moeplan.cli_job import (
     ServeOption,
     TrainOption,
     chosen,
+    named_model,
     show_answer,
     takes_job,
 )
-from moeplan.cli_options import Csv, Json, Markdown
+from moeplan.cli_options import ConfigOption, Csv, Json, Markdown, PresetOption
 
 __all__ = ["register"]
 
@@ -38,6 +39,8 @@ def layout(
             help="Such as tp=2,pp=16,ep=8; dp is what these leave of the GPUs, if not given.",
         ),
     ] = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
     cluster: ClusterOption = None,
     train: TrainOption = False,
     serve: ServeOption = False,
@@ -50,7 +53,10 @@ def layout(
     as_csv: Csv = False,
 ) -> None:
     """Memory, traffic, time and money of a model on one layout of a cluster."""
-    found = chosen(model, degrees, cluster, job, train=train, serve=serve, plan=plan)
+    if degrees is None and (preset is not None or config is not None):
+        model, degrees = None, model  # the layout is the only argument then
+    named = named_model(model, preset, config)
+    found = chosen(named, degrees, cluster, job, train=train, serve=serve, plan=plan)
     show_answer(found, save, as_json, markdown, as_csv)
 
 

@@ -32,15 +32,20 @@ def predict(
 ) -> None:
     """Expected time of each point of a CSV file, with its error band.
 
-    Where the file holds measured times (latency_ms), the errors by regime go to standard error.
+    Points are MoE ops, dense GEMMs, collectives or expert-parallel exchanges: the columns say
+    which. Where the file holds measured times, the errors by regime go to standard error.
     """
     from moeplan.calibration.derived import for_gpu
-    from moeplan.calibration.points import read_points
+    from moeplan.calibration.messages import is_of_messages
     from moeplan.calibration.predict import form_of, predict, write_predicted
+    from moeplan.calibration.reader import read_points
     from moeplan.calibration.store import calibration as load
 
     if calibration is not None and gpu is not None:
         raise UserError("--calibration and --gpu exclude each other: a calibration is of one GPU")
+    if is_of_messages(points):
+        _predict_messages(points, calibration, gpu, out)
+        return
     found = read_points(points)
     used = load(calibration) if calibration is not None else for_gpu(gpu or "h200")[found.kind]
     answer = predict(found, used)
@@ -56,6 +61,35 @@ def predict(
         sys.stderr.write(to_text([errors_table(answer.errors(found.seconds), used.name)]))
 
 
+def _predict_messages(
+    path: Path, calibration: str | None, gpu: str | None, out: Path | None
+) -> None:
+    from moeplan.calibration.messages import predict_messages, read_messages
+    from moeplan.calibration.predict import form_of, write_columns
+    from moeplan.cluster.hardware import gpu as card
+
+    if calibration is not None:
+        raise UserError("--calibration is for ops: messages take the tables of --gpu")
+    found = read_messages(path)
+    columns, errors = predict_messages(found, card(gpu or "h200"))
+    kept = {name: column for name, column in found.columns.items() if name not in columns}
+    every = {name: column.tolist() for name, column in {**kept, **columns}.items()}
+    if out is None:
+        write_columns(every, sys.stdout, "csv")
+    else:
+        with out.open("w", encoding="utf-8", newline="") as file:
+            write_columns(every, file, form_of(out))
+    if errors:
+        from moeplan.report.calibration import errors_table
+        from moeplan.report.tables import to_text
+
+        sys.stderr.write(
+            to_text(
+                [errors_table(errors, f"network {found.name} (exact at the sizes of its tables)")]
+            )
+        )
+
+
 def calibrate(
     sources: Annotated[
         list[Path], typer.Argument(help="CSV files of points, or records of `moeplan profile`.")
@@ -69,12 +103,16 @@ def calibrate(
 ) -> None:
     """Fit op times to measured points and show the errors on points that the fit did not see."""
     from moeplan.calibration.calibrate import calibrate
-    from moeplan.calibration.points import read_points
+    from moeplan.calibration.messages import is_of_messages
+    from moeplan.calibration.reader import read_points
     from moeplan.calibration.records import calibrate_records
     from moeplan.calibration.store import save
     from moeplan.report.calibration import errors_table
 
     kinds = {path.suffix.lower() for path in sources}
+    if kinds == {".csv"} and all(is_of_messages(path) for path in sources):
+        _calibrate_messages(sources, name, out)
+        return
     if kinds == {".json"}:
         found = calibrate_records(sources, backend, name)
     elif kinds == {".csv"}:
@@ -92,6 +130,32 @@ def calibrate(
 
     tables = [errors_table(fit.errors, f"{found.name}, {kind}") for kind, fit in found.fits.items()]
     print_tables(tables, Console(highlight=False))
+
+
+def _calibrate_messages(sources: list[Path], name: str, out: Path | None) -> None:
+    """Tables of measured messages, with the errors of every other size from the rest."""
+    import datetime as dt
+    import json
+
+    from moeplan.calibration.collectives import left_out, network_dict, network_of
+    from moeplan.calibration.errors import errors_of
+    from moeplan.calibration.messages import message_tables, read_messages
+    from moeplan.report.calibration import errors_table
+
+    where = ", ".join(str(path) for path in sources)
+    tables = [t for path in sources for t in message_tables(read_messages(path), "nvlink", where)]
+    made = network_of(name or "messages", tables, where, dt.datetime.now(dt.UTC).date().isoformat())
+    if out is not None:
+        out.write_text(json.dumps(network_dict(made), indent=1) + "\n", encoding="utf-8")
+    from rich.console import Console
+
+    from moeplan.report.tables import print_tables
+
+    rows = []
+    for operation in dict.fromkeys(t.collective for t in tables):
+        found, measured, _ = left_out([t for t in tables if t.collective == operation])
+        rows.append(errors_of(operation, found, measured, measured * float("nan")))
+    print_tables([errors_table(rows, f"{made.name}, every other size")], Console(highlight=False))
 
 
 def profile(

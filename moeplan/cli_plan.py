@@ -112,7 +112,8 @@ def train(
     dispatch: Dispatch = None,
     combine: Combine = None,
     stack: Annotated[
-        str | None, typer.Option(help="What kernels reach: datasheet, kernels, megatron-bridge.")
+        str | None,
+        typer.Option(help="How ops are timed: calibrated, datasheet, ... (docs/cluster.md)."),
     ] = None,
     price: Price = None,
     power: Annotated[str | None, typer.Option(help="All-in watts of a GPU: '1.7 kW'.")] = None,
@@ -235,7 +236,8 @@ def serve(
     dispatch: Dispatch = None,
     combine: Combine = None,
     stack: Annotated[
-        str | None, typer.Option(help="What kernels reach: datasheet, kernels, megatron-bridge.")
+        str | None,
+        typer.Option(help="How ops are timed: calibrated, datasheet, ... (docs/cluster.md)."),
     ] = None,
     price: Price = None,
     framework: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ _FOLDER = Path(__file__).parent / "data" / "models"
 _ALIASES = "aliases"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preset:
     """A model's config with where it comes from; `published` is what its makers say of its size."""
 
@@ -29,6 +30,19 @@ class Preset:
     aliases: tuple[str, ...] = ()
     published: str = ""
     notes: str = ""
+
+    @property
+    def organisation(self) -> str:
+        """Who made the model: the owner of the repository in its source, or "" where none is."""
+        found = re.search(r"huggingface\.co/([^/\s]+)/", self.source)
+        return found[1] if found else ""
+
+    @property
+    def words(self) -> str:
+        """What a search looks through: names, maker, model type, published sizes."""
+        kind = str(self.config.get("model_type", ""))
+        own = (self.name, self.title, kind, self.organisation, self.published, *self.aliases)
+        return " ".join(own).lower()
 
 
 @cache
@@ -85,13 +99,7 @@ def preset(name: str) -> Preset:
 
 
 def presets(search: str = "") -> list[Preset]:
-    """All presets, or those that hold every word of `search` (name, title, aliases, model type)."""
-    words = search.lower().split()
-    found = []
-    for stem in _names():
-        entry = preset(stem)
-        kind = str(entry.config.get("model_type", ""))
-        text = " ".join((entry.name, entry.title, kind, *entry.aliases)).lower()
-        if all(word in text for word in words):
-            found.append(entry)
-    return found
+    """All presets, or those that hold every word of `search` (see `Preset.words`)."""
+    wanted = search.lower().split()
+    every = (preset(stem) for stem in _names())
+    return [entry for entry in every if all(word in entry.words for word in wanted)]

@@ -41,7 +41,8 @@ OTHER_PARTS = re.compile(
     r"(^|\.)(vision_model|vision_tower|vision_encoder|embed_vision|multi_modal_projector|visual|"
     r"audio_tower|talker|code2wav|vit_large_projector|patch_merge_mlp|projector|sam_model|"
     r"qwen2_model|patch_merger|pre_mm_projector_norm|vision_language_adapter|"
-    r"vision_adapter|vision_projection|resampler_model|audio|mm_projector)\.|(^|\.)(image_newline|view_seperator)$"
+    r"vision_adapter|vision_projection|resampler_model|audio|mm_projector|mlp1|"
+    r"perception|ctc_timestamp)\.|(^|\.)(image_newline|view_seperator)$"
 )
 # Prefixes of older files that the tables put before newer ones on the way back.
 OLDER = ((r"^model\.language_model\.model\.", "model.language_model.", "an older file's prefix"),)
@@ -81,7 +82,11 @@ CORRECTED: dict[str, tuple[tuple[str, str | None, str], ...]] = {
             "a word of the tower",
         ),
     ),
-    **dict.fromkeys(("lfm2_vl", "ovis2"), OLDER),
+    **dict.fromkeys(("lfm2_vl", "lfm3_vl", "ovis2"), OLDER),
+    "nemo_speechlm": (
+        (r"^model\.language_model\.", "llm.", "a prefix that only the head has"),
+        (r"\._fp32_params\.", ".", "a holder for what stays in fp32"),
+    ),
     "inkling2": ((r"^model\.llm\.model\.llm\.", "model.llm.", "a prefix that comes twice"),),
     "inkling_mm_model": (
         (
@@ -125,6 +130,8 @@ ALLOCATED = {"longcat_flash": (r"\.experts\.\{e\}\.(gate|up)_proj\.weight$", "n_
 # Stacked experts that the released files hold as [in, out]: the conversion table turns them when it
 # reads such a file and does not turn them back.
 TURNED = {"qwen3_vl_moe": r"\.experts\.(gate_up|down)_proj$"}
+# Heads that transformers pads to the vocabulary, where a file says how many rows it holds.
+PADDED = {"inkling_mm_model": "model.llm.unembed.weight"}
 # Keys that say how weights are stored or loaded, not what they are.
 STORAGE = (
     "quantization_config",
@@ -247,6 +254,9 @@ def _theirs(text: str) -> dict[str, Tensor]:
                 continue
             if re.search(TURNED.get(config["model_type"], "$^"), name):
                 shape = (shape[0], shape[2], shape[1])
+            if released == PADDED.get(config["model_type"]):
+                rows = config["text_config"].get("unpadded_vocab_size", shape[0])
+                shape = (rows, *shape[1:])
             out[released] = Tensor(shape, _copies(config, name, copies), buffer, of)
     return out
 
@@ -258,7 +268,7 @@ def _named(model: Any, values: Mapping[str, Any]) -> dict[str, tuple[tuple[int, 
     """Hub name to shape and copies. Of layers that hold the same, one is renamed and split.
 
     The conversion tables treat all layers of a stack alike, and splitting the experts of each takes
-    most of the time.
+    most of the time. Where a name does not hold its layer's index, each layer is converted.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -270,14 +280,23 @@ def _named(model: Any, values: Mapping[str, Any]) -> dict[str, tuple[tuple[int, 
     for (stack, index), held in stacks.items():
         shapes = frozenset((rest, tuple(value.shape)) for rest, value in held.items())
         alike.setdefault((stack, shapes), []).append(index)
+
+    def converted(stack: str, index: int) -> dict[str, tuple[tuple[int, ...], int]]:
+        at = f"{stack}{index}" if stack else ""
+        one = {at + rest: value for rest, value in stacks[stack, index].items()}
+        return _by_expert(revert_weight_conversion(model, one))
+
     out: dict[str, tuple[tuple[int, ...], int]] = {}
     for (stack, _), (first, *others) in alike.items():
-        at = f"{stack}{first}" if stack else ""
-        one = {at + rest: value for rest, value in stacks[stack, first].items()}
-        named = _by_expert(revert_weight_conversion(model, one))
+        named = converted(stack, first)
         out |= named
+        place = re.compile(rf"\.{first}(?=\.|$)")
+        same = all(place.search(name) for name in named)
         for index in others:
-            out |= {re.sub(rf"\.{first}\.", f".{index}.", n, count=1): t for n, t in named.items()}
+            if same:
+                out |= {place.sub(f".{index}", name, count=1): of for name, of in named.items()}
+            else:
+                out |= converted(stack, index)
     return out
 
 

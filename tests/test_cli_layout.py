@@ -120,8 +120,8 @@ def test_an_instance_too_small_says_so_and_has_no_times(run):
 
 def test_assumptions_name_the_efficiencies(run):
     out = " ".join(run(*SERVED, "--stack", "megatron-bridge").out.split())
-    assert "stack megatron-bridge: linear 0.80" in out
-    assert "busy 0.95" in out
+    assert "stack megatron-bridge: busy 1.00, host 5 ms an MoE layer" in out
+    assert "dense GEMMs: h800-sxm from h200-cublas in 8 bits, assumed" in out
     whys = [entry["why"] for entry in tree(*SECOND_ACCOUNT, "--stack", "datasheet")["assumptions"]]
     assert any("every peak is reached" in why for why in whys)
     assert any("account arxiv-2603.07685" in why for why in whys)
@@ -257,3 +257,16 @@ def test_two_pools_of_a_plan_file(run, tmp_path):
 )
 def test_estimate_refuses_a_mixture(run, arguments, says):
     assert says in said(run("estimate", "mixtral", *arguments))
+
+
+def test_a_model_is_named_as_other_commands_name_it(run):
+    tail = ("ep=8", "--cluster", "h200x8", "--serve", "--json")
+    want = run("layout", "mixtral", *tail).out
+    assert run("layout", "--preset", "mixtral", *tail).out == want
+    assert run("layout", *tail, "--preset", "mixtral").out == want
+    config = "docs/examples/tiny-mixtral/config.json"
+    small = ("ep=2", "--cluster", "h200x2", "--serve", "--json")
+    assert run("layout", "--config", config, *small).out == run("layout", config, *small).out
+    assert "several were given: llama-3.1-8b, mixtral" in said(
+        run("layout", "llama-3.1-8b", *tail, "--preset", "mixtral")
+    )

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from moeplan.calibration.errors import errors_by_regime
 from moeplan.calibration.fit import fit, held_out
 from moeplan.calibration.optime import Device, device_of
-from moeplan.calibration.points import Points
+from moeplan.calibration.points import Points, shape_columns
 from moeplan.calibration.store import MODELS, Calibration, OpFit
 from moeplan.cluster.hardware import gpu
 from moeplan.errors import UserError
 
 __all__ = ["calibrate", "fit_points", "shape_ranges"]
-
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 
 def calibrate(
@@ -30,6 +27,7 @@ def calibrate(
     source: str = "",
     versions: Mapping[str, str] | None = None,
     date: str = "",
+    number_format: str = "bf16",
 ) -> Calibration:
     """Fit every kind of op that the points hold, and judge each fit on points it did not see.
 
@@ -49,6 +47,7 @@ def calibrate(
         source=source or "; ".join(dict.fromkeys(s.source for s in sets if s.source)),
         date=date or dt.datetime.now(dt.UTC).date().isoformat(),
         versions=versions or {},
+        number_format=number_format,
     )
 
 
@@ -72,18 +71,13 @@ def fit_points(points: Points, device: Device) -> OpFit:
         ranges=shape_ranges(points),
         errors=tuple(
             errors_by_regime(
-                model.regimes(features), expected, measured, model.floor(features, device)
+                np.array(model.regimes)[model.regime(features)],
+                expected,
+                measured,
+                model.floor(features, device),
             )
         ),
     )
-
-
-def shape_columns(points: Points) -> dict[str, _Array]:
-    """The numbers that say how near a shape is to those of the fit."""
-    columns = {n: c for n, c in points.columns.items() if c.dtype.kind in "if"}
-    if points.kind == "moe":
-        columns["inter_size"] = columns["inter_size"] // columns.pop("moe_tp_size")
-    return columns
 
 
 def shape_ranges(points: Points) -> dict[str, tuple[float, float]]:

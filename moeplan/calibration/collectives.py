@@ -12,19 +12,22 @@ own part.
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-
+from moeplan.arrays import larger, log2, np, pick, smaller
 from moeplan.calibration.errors import LOW, UPPER, errors_of
 from moeplan.errors import UserError, near_miss
 from moeplan.quantity import Number
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 __all__ = [
     "BYTES_PER_HALF",
@@ -38,12 +41,11 @@ __all__ = [
     "network_dict",
     "network_of",
     "networks",
-    "read_collectives",
     "slowest_rank",
     "thinned",
 ]
 
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+_Array: TypeAlias = "ndarray[Any, Any]"
 Origin: TypeAlias = Literal["measured", "assumed"]
 
 FOLDER = Path(__file__).parents[1] / "data" / "calibrations"
@@ -71,13 +73,27 @@ class Table:
 
     def at(self, size: Number) -> Number:
         """Seconds for `size` bytes, a number or an array."""
-        x = np.log(np.asarray(self.bytes))
-        y = np.log(np.asarray(self.seconds))
-        asked = np.maximum(np.asarray(size, dtype=np.float64), self.bytes[0])
-        inside = np.exp(_monotone(x, y, np.log(np.minimum(asked, self.bytes[-1]))))
-        rate = (self.bytes[-1] - self.bytes[-2]) / (self.seconds[-1] - self.seconds[-2])
-        out = inside + np.maximum(asked - self.bytes[-1], 0) / rate
-        return out if np.ndim(size) else float(out)
+        last = self.bytes[-1]
+        x = log2(larger(smaller(size, last), self.bytes[0]))
+        y: Number = 0.0
+        for start, width, a, b, c, d in self._pieces:
+            t = (x - start) / width
+            y = pick(t >= 0, a + t * (b + t * (c + t * d)), y)
+        return 2**y + larger(size - last, 0.0) / self.bandwidth
+
+    @cached_property
+    def _pieces(self) -> list[tuple[float, ...]]:
+        """Cubics in log2 that rise where the points rise: (start, width, four coefficients)."""
+        x = [math.log2(size) for size in self.bytes]
+        y = [math.log2(seconds) for seconds in self.seconds]
+        h = [b - a for a, b in pairwise(x)]
+        slope = [(b - a) / w for (a, b), w in zip(pairwise(y), h, strict=True)]
+        at = [slope[0], *(_inner(*pair) for pair in _pairs(h, slope)), slope[-1]]
+        out: list[tuple[float, ...]] = []
+        for i, w in enumerate(h):
+            rise, da, db = y[i + 1] - y[i], at[i] * w, at[i + 1] * w
+            out.append((x[i], w, y[i], da, 3 * rise - 2 * da - db, da + db - 2 * rise))
+        return out
 
     @property
     def bandwidth(self) -> float:
@@ -85,26 +101,16 @@ class Table:
         return (self.bytes[-1] - self.bytes[-2]) / (self.seconds[-1] - self.seconds[-2])
 
 
-def _monotone(x: _Array, y: _Array, at: _Array) -> _Array:
-    """A cubic through the points that rises where they rise; `at` lies within x."""
-    if x.size == 2:
-        return np.interp(at, x, y)
-    h, slope = np.diff(x), np.diff(y) / np.diff(x)
-    inner = np.zeros_like(x)
-    same = slope[1:] * slope[:-1] > 0
-    w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-    safe_0, safe_1 = (np.where(same, s, 1.0) for s in (slope[:-1], slope[1:]))
-    inner[1:-1] = np.where(same, (w1 + w2) / (w1 / safe_0 + w2 / safe_1), 0.0)
-    inner[0], inner[-1] = slope[0], slope[-1]
-    i = np.clip(np.searchsorted(x, at, side="right") - 1, 0, x.size - 2)
-    t = (at - x[i]) / h[i]
-    a, b = y[i], y[i + 1]
-    da, db = inner[i] * h[i], inner[i + 1] * h[i]
-    out: _Array = (
-        a * (1 + 2 * t) * (1 - t) ** 2 + da * t * (1 - t) ** 2
-        + b * t * t * (3 - 2 * t) + db * t * t * (t - 1)
-    )  # fmt: skip
-    return out
+def _pairs(h: list[float], slope: list[float]) -> list[tuple[float, float, float, float]]:
+    return [(h[i], h[i + 1], slope[i], slope[i + 1]) for i in range(len(h) - 1)]
+
+
+def _inner(h0: float, h1: float, before: float, after: float) -> float:
+    """Slope at a point between two stretches: none at a turn, else their harmonic mean."""
+    if before * after <= 0:
+        return 0.0
+    w0, w1 = 2 * h1 + h0, h1 + 2 * h0
+    return (w0 + w1) / (w0 / before + w1 / after)
 
 
 @dataclass(frozen=True)
@@ -141,19 +147,41 @@ class Network:
         """
         tables = self._tables(collective, tier)
         if gpus < 2:
-            zero = np.zeros(np.shape(size)) if np.ndim(size) else 0.0
+            zero = 0.0 * size
             return Took(zero, zero, zero, "measured", "nothing is sent to oneself")
-        exact = next((t for t in tables if t.gpus == gpus), None)
-        if exact is not None:
-            expected, used, outside = exact.at(size), exact, ""
-        else:
-            expected, used = _between(tables, gpus, size)
-            sizes = ", ".join(str(t.gpus) for t in tables)
-            outside = f"{gpus} GPUs: from tables for {sizes}"
+        expected = self.seconds(collective, gpus, size, tier)
+        used = min(tables, key=lambda t: abs(math.log(gpus / t.gpus)))
+        outside = ""
+        if used.gpus != gpus:
+            outside = f"{gpus} GPUs: from tables for {', '.join(str(t.gpus) for t in tables)}"
         low, high = (self.low, self.high) if used.origin == "measured" else ASSUMED_BAND
         if outside:
             low, high = low**2, high**2
         return Took(expected * low, expected, expected * high, used.origin, used.source, outside)
+
+    def seconds(
+        self, collective: str, gpus: Number, size: Number, tier: str | None = None
+    ) -> Number:
+        """Expected seconds; group sizes may be an array too.
+
+        A group size without a table lies on a line in log size through its neighbours; beyond the
+        last table a larger group is never faster.
+        """
+        tables = self._tables(collective, tier)
+        y = [log2(table.at(size)) for table in tables]
+        n = log2(larger(gpus, 2.0))
+        out = y[0]
+        for i in range(len(tables) - 1):
+            start, end = math.log2(tables[i].gpus), math.log2(tables[i + 1].gpus)
+            share = (n - start) / (end - start)
+            rise = y[i + 1] - y[i]
+            if i == len(tables) - 2:
+                inside = smaller(share, 1.0)
+                there = y[i] + inside * rise + (share - inside) * larger(rise, 0.0)
+            else:
+                there = y[i] + share * rise
+            out = pick(share > 0, there, out) if i else there
+        return pick(gpus > 1, 2**out, 0.0 * size)
 
     def _tables(self, collective: str, tier: str | None) -> list[Table]:
         name = ALIASES.get(collective, collective)
@@ -165,23 +193,6 @@ class Network:
                 f"{', '.join(known)}{near_miss(collective, known)}"
             )
         return sorted(found, key=lambda t: t.gpus)
-
-
-def _between(tables: Sequence[Table], gpus: int, size: Number) -> tuple[Number, Table]:
-    """Time for a group size without a table, on a line in log size through two neighbours."""
-    if len(tables) == 1:
-        return tables[0].at(size), tables[0]
-    place = min(max(sum(t.gpus < gpus for t in tables), 1), len(tables) - 1)
-    a, b = tables[place - 1], tables[place]
-    share = np.log(gpus / a.gpus) / np.log(b.gpus / a.gpus)
-    low, high = np.log(a.at(size)), np.log(b.at(size))
-    # a larger group than any measured one is never faster than that
-    rise = high - low
-    if share > 1:
-        out = np.exp(high + (share - 1) * np.maximum(rise, 0))
-    else:
-        out = np.exp(low + share * rise)
-    return (out if np.ndim(out) else float(out)), (a if share < 0.5 else b)
 
 
 def line(
@@ -200,7 +211,7 @@ def exchange(up: Number, out: Number, mode: str = "parallel") -> Number:
     "sequence": one after the other, an upper bound. Raises UserError for another mode.
     """
     if mode == "parallel":
-        return np.maximum(up, out) if np.ndim(up) or np.ndim(out) else max(up, out)
+        return larger(up, out)
     if mode == "sequence":
         return up + out
     modes = ("parallel", "sequence")
@@ -210,56 +221,6 @@ def exchange(up: Number, out: Number, mode: str = "parallel") -> Number:
 def slowest_rank(size: Number, imbalance: Number) -> Number:
     """Bytes of the fullest rank, whose end all others wait for: the mean times max / mean."""
     return size * imbalance
-
-
-def read_collectives(path: str | Path, tier: str, source: str) -> list[Table]:
-    """Tables of a CSV file with the columns collective, num_gpus, latency_ms, and message_bytes or
-    message_elements_half. Raises UserError that names the file, the line and the column."""
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read as CSV ({problem})") from None
-    size_column = (
-        "message_bytes" if rows and "message_bytes" in rows[0] else "message_elements_half"
-    )
-    scale = 1 if size_column == "message_bytes" else BYTES_PER_HALF
-    grouped: dict[tuple[str, int], dict[float, float]] = {}
-    for number, row in enumerate(rows, start=2):
-        gpus, size, ms = (
-            _positive(row, name, path, number) for name in ("num_gpus", size_column, "latency_ms")
-        )
-        name = ALIASES.get(row.get("collective", ""), row.get("collective", ""))
-        if not name:
-            raise UserError(f"{path}, line {number}, column collective: a name is needed")
-        grouped.setdefault((name, int(gpus)), {})[size * scale] = ms * 1e-3
-    tables = []
-    for (name, gpus), points in grouped.items():
-        if len(points) < 2:
-            raise UserError(f"{path}: {name} among {gpus} GPUs has one size; two are needed")
-        sizes = tuple(sorted(points))
-        times = tuple(points[size] for size in sizes)
-        tables.append(Table(name, tier, gpus, sizes, times, "measured", source))
-    return tables
-
-
-def _positive(row: Mapping[str, str], name: str, path: Path, number: int) -> float:
-    text = row.get(name)
-    if text is None:
-        raise UserError(
-            f"{path}, line {number}: the column {name!r} is missing{near_miss(name, row)}"
-        )
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise UserError(
-            f"{path}, line {number}, column {name}: {text!r} is given and a number above 0 is "
-            "needed"
-        )
-    return value
 
 
 def thinned(table: Table, first: int = 0) -> Table:
@@ -286,12 +247,12 @@ def left_out(tables: Sequence[Table]) -> tuple[_Array, _Array, _Array]:
 
 
 def network_of(name: str, tables: Sequence[Table], source: str, date: str) -> Network:
-    """A network of measured tables: half of their sizes, with the errors on the other half."""
+    """A network of measured tables, with the errors of tables of every other size on the rest."""
     interpolated, measured, _ = left_out(tables)
     errors = errors_of("sizes left out", interpolated, measured, measured)
     low, high = np.quantile(measured / interpolated, (LOW, UPPER))
     return Network(
-        name, tuple(thinned(t) for t in tables), source, date, float(low), float(high),
+        name, tuple(tables), source, date, float(low), float(high),
         {k: v for k, v in errors.as_dict().items() if not k.startswith("floor")},
     )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 Rates of the tensor cores and of the caches beside them go with the peak rate, memory rates and the
 bytes in flight with the memory bandwidth; fixed costs stay. The result is labelled assumed, and
-its band is that of the origin squared: kernels that are tuned for one chip reach less on another.
+its band is that of the origin squared (to the power of 1.5 for another number format): kernels that
+are tuned for one chip reach less on another.
 """
 
 from __future__ import annotations
@@ -15,42 +16,54 @@ from moeplan.calibration.optime import Device, device_of
 from moeplan.calibration.store import Calibration, OpFit, calibration, names
 from moeplan.cluster.hardware import gpu
 
-__all__ = ["carried", "for_gpu", "in_format"]
+__all__ = ["VENDORS", "carried", "for_gpu", "in_format", "weight_only"]
 
-WIDER = 2.0
+VENDORS = ("NVIDIA", "AMD")
+"""Whose GPUs run kernels in tiles as those that were measured do; others have no calibration."""
+
+WIDER, FORMAT_WIDER = 2.0, 1.5
+"""Exponents on the band: for another GPU, and for another number format."""
 BITS = {"bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4}
 
 
 def carried(found: Calibration, device: Device) -> Calibration:
     """A calibration for another device, by the ratio of the datasheets' rates."""
     why = f"{found.name}, times the ratio of datasheet rates of {device.id} and {found.device.id}"
-    moved = _scaled(
-        found, device.matrix / found.device.matrix, device.memory / found.device.memory, why
-    )
+    matrix, memory = device.matrix / found.device.matrix, device.memory / found.device.memory
+    moved = _scaled(found, matrix, memory, WIDER, why)
     return replace(moved, name=f"{device.id} from {found.name}", device=device)
 
 
 def in_format(found: Calibration, peak: float, bits: int) -> Calibration:
     """A matmul calibration for operands of `bits` bits at a peak of `peak` FLOP/s.
 
-    Bytes shrink with the bits of an element, so the memory rates grow by as much; activations that
-    stay wider are not told apart.
+    Matrix rates, and those at which operands come from cache, grow with the peak. What a weight
+    takes in memory is the points' to say (`weight_bytes`).
     """
-    ratio = 16 / bits
-    why = f"{found.name}, at a peak of {peak:.4g} FLOP/s and with elements of {bits} bits"
-    moved = _scaled(found, peak / found.device.matrix, ratio, why)
-    device = replace(found.device, matrix=peak, memory=found.device.memory * ratio)
+    why = f"{found.name}, at a peak of {peak:.4g} FLOP/s and with operands of {bits} bits"
+    moved = _scaled(found, peak / found.device.matrix, 1.0, FORMAT_WIDER, why)
+    device = replace(found.device, matrix=peak)
     return replace(moved, name=f"{found.name} in {bits} bits", device=device)
 
 
-def _scaled(found: Calibration, matrix: float, memory: float, why: str) -> Calibration:
+def weight_only(found: Calibration, number_format: str) -> Calibration:
+    """A matmul calibration where only weights are stored in fewer bits, which the GPU has no units
+    for: kernels widen them and multiply as before."""
+    why = f"{found.name}, with weights in {number_format} that are widened to bf16 on the way"
+    moved = _scaled(found, 1.0, 1.0, FORMAT_WIDER, why)
+    return replace(moved, name=f"{found.name}, {number_format} weights")
+
+
+def _scaled(
+    found: Calibration, matrix: float, memory: float, wider: float, why: str
+) -> Calibration:
     ratio = {"matrix": matrix, "memory": memory, "none": 1.0}
 
     def scaled(fit: OpFit) -> OpFit:
         known = fit.model.constants
         constants = {n: v * ratio[known[n].scale] for n, v in fit.constants.items()}
         return replace(
-            fit, constants=constants, origin="assumed", widen=fit.widen * WIDER, note=why
+            fit, constants=constants, origin="assumed", widen=fit.widen * wider, note=why
         )
 
     fits = {kind: scaled(fit) for kind, fit in found.fits.items()}
@@ -61,12 +74,12 @@ def _scaled(found: Calibration, matrix: float, memory: float, why: str) -> Calib
 def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]:
     """For each kind of op the calibration of a GPU: its own, or one carried over from another.
 
-    `name` is what `--gpu` takes; `number_format` that of the matmuls' operands (bf16 where the GPU
-    has no unit for it). Raises UserError for an unknown GPU.
+    `name` is what `--gpu` takes; `number_format` that of the matmuls' operands, of their weights
+    only where the GPU has no unit for it. Raises UserError for an unknown GPU.
     """
     card = gpu(name)
     device = device_of(card)
-    shipped = [calibration(n) for n in names()]
+    shipped = [c for c in map(calibration, names()) if c.device.kind == "gpu"]
     own = [c for c in shipped if c.device.id == device.id]
     others = [carried(c, device) for c in shipped if c.device.id != device.id]
     out: dict[str, Calibration] = {}
@@ -74,9 +87,11 @@ def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]
         for kind in found.fits:
             out.setdefault(kind, found)
     bits = BITS.get(number_format, 16)
-    if bits < 16 and number_format in card.peaks:
-        peak = float(card.peaks[number_format].value)
-        for kind in ("moe", "gemm", "grouped"):
-            if kind in out:
+    for kind in ("moe", "gemm", "grouped"):
+        if kind in out and bits < 16:
+            if number_format in card.peaks:
+                peak = float(card.peaks[number_format].value)
                 out[kind] = in_format(out[kind], peak, bits)
+            else:
+                out[kind] = weight_only(out[kind], number_format)
     return out

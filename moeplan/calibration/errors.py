@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
+from moeplan.arrays import np
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 __all__ = ["ALL", "LOW", "UPPER", "Errors", "errors_by_regime", "errors_of"]
 
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+_Array: TypeAlias = "ndarray[Any, Any]"
 
 ALL = "all"
 LOW, UPPER = 0.05, 0.95

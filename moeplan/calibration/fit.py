@@ -36,6 +36,7 @@ GROUP_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "moe": ("hidden_size", "inter_size", "topk", "num_experts"),
     "gemm": ("n", "k"),
     "grouped": ("n", "k", "experts"),
+    "cpu_matmul": ("n", "k", "experts"),
 }
 """What points of a kind have in common when they are left out together: a model, a weight."""
 
@@ -70,7 +71,8 @@ def fit(model: OpModel, points: Points, device: Device) -> Fit:
 
     def residuals(x: _Array) -> _Array:
         trial = {**kept, **_constants(free, x)}
-        return np.log(model.seconds(features, trial)) - target
+        found: _Array = np.log(model.seconds(features, trial)) - target
+        return found
 
     x = _search(residuals, np.array([_to_free(c, _start(c)) for c in free.values()]))
     found = {**kept, **_constants(free, x)}

@@ -12,10 +12,9 @@ long ones run into the power limit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
-import numpy as np
-
+from moeplan.arrays import ceil, larger, np, pick, real, smaller
 from moeplan.calibration.optime import (
     Constant,
     Constants,
@@ -26,10 +25,10 @@ from moeplan.calibration.optime import (
 )
 from moeplan.calibration.points import Points
 from moeplan.calibration.tiles import CUBLAS_SPLITS, CUBLAS_TILES
+from moeplan.quantity import Number
 
 __all__ = ["DenseGemm"]
 
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 ELEMENT = 2  # bytes of bf16
 STEP = 64  # elements of the inner dimension that a tile takes at a time
 STAGES = 4  # steps in flight in a tile
@@ -65,68 +64,83 @@ class DenseGemm:
         ),
     }
 
+    regimes: ClassVar[tuple[str, ...]] = (
+        "m up to 64", "m 65 to 512", "m 513 to 2,560", "m above 2,560", f"n or k below {NARROW}",
+    )  # fmt: skip
+
     def prepare(self, points: Points, device: Device) -> Features:
-        """Waves, FLOPs and loads of every tile and split, [choices, points]."""
-        m, n, k = (points[name].astype(np.float64) for name in ("m", "n", "k"))
-        tiles = np.array(CUBLAS_TILES, dtype=np.float64)
-        splits = np.array(CUBLAS_SPLITS, dtype=np.float64)
-        bm, bn = (np.repeat(tiles[:, i], splits.size)[:, None] for i in (0, 1))
-        split = np.tile(splits, len(tiles))[:, None]
-        inner = np.ceil(k / split / STEP) * STEP
-        blocks = np.ceil(m / bm) * np.ceil(n / bn) * split
-        waves = np.ceil(blocks / device.multiprocessors)
-        together = np.minimum(blocks, device.multiprocessors)
-        possible = (split == 1) | (k >= split * LEAST_SPLIT)
+        """FLOPs and bytes, and of every tile and split its waves and loads."""
+        m, n, k = (real(points[name]) for name in ("m", "n", "k"))
+        weights = points.columns.get("weight_bytes", ELEMENT)
+        own = ELEMENT * (m * k + m * n) + weights * n * k
+        choices = [
+            _choice(m, n, k, tile, split, device)
+            for tile in CUBLAS_TILES
+            for split in CUBLAS_SPLITS
+        ]
         return {
-            "m": m, "n": n, "k": k,
-            "bytes": ELEMENT * (m * k + n * k + m * n),
+            "m": m,
+            "narrow": smaller(n, k) < NARROW,
+            "bytes": points.columns.get("moved", own),
             "flops": 2 * m * n * k,
             "units": device.multiprocessors,
-            "waves": np.where(possible, waves, np.inf),
-            "tile_flops": 2 * bm * bn * inner,
-            "tile_bytes": ELEMENT * (bm + bn) * inner,
-            "starved": starved(together * (bm + bn) * STEP * STAGES * ELEMENT, device),
-            "is_split": split > 1,
-            "partial_bytes": 2 * ELEMENT * (split + 1) * m * n,
-        }  # fmt: skip
+            "choices": choices,
+        }
 
-    def seconds(self, features: Features, constants: Constants) -> _Array:
+    def seconds(self, features: Features, constants: Constants) -> Number:
         """Seconds of each point: the best choice of tile and split."""
         f, c = features, constants
         alone = f["flops"] / c["matrix_rate"]
         lost = c["throttle"] * alone / (alone + c["throttle_time"])
-        matrix = f["tile_flops"] * (f["units"] / c["matrix_rate"]) / (1 - lost)
-        loads = f["tile_bytes"] * (f["units"] / c["tile_load_rate"])
-        compute = f["waves"] * (np.maximum(matrix, loads) + c["tile_overhead"])
-        memory = f["bytes"] / c["read_bandwidth"] * (1 + c["in_flight"] * f["starved"])
-        adding = c["split"] + f["partial_bytes"] / c["tile_load_rate"]
-        times = smooth_max(compute, memory) + np.where(f["is_split"], adding, 0)
-        best: _Array = c["launch"] + times.min(0)
-        return best
+        a_flop = f["units"] / c["matrix_rate"] / (1 - lost)
+        a_load = f["units"] / c["tile_load_rate"]
+        least = f["bytes"] / c["read_bandwidth"]
+        best: Number = float("inf")
+        for waves, flops, loads, lacking, partial in f["choices"]:
+            tile = larger(flops * a_flop, loads * a_load) + c["tile_overhead"]
+            time = smooth_max(waves * tile, least * (1 + c["in_flight"] * lacking))
+            if partial is not None:
+                time = time + (c["split"] + partial / c["tile_load_rate"])
+            best = smaller(best, time)
+        return c["launch"] + best
 
-    def floor(self, features: Features, device: Device) -> _Array:
+    def floor(self, features: Features, device: Device) -> Number:
         """Seconds at the datasheet's rates."""
-        out: _Array = np.maximum(
-            features["flops"] / device.matrix, features["bytes"] / device.memory
-        )
-        return out
+        return larger(features["flops"] / device.matrix, features["bytes"] / device.memory)
 
-    def regimes(self, features: Features) -> _Array:
+    def regime(self, features: Features) -> Number:
         """By size of the batch; apart where n or k is below 512."""
-        m, n, k = features["m"], features["n"], features["k"]
-        names = np.select(
-            [m <= 64, m <= 512, m <= 2560],
-            ["m up to 64", "m 65 to 512", "m 513 to 2,560"],
-            "m above 2,560",
-        )
-        narrow = np.minimum(n, k) < NARROW
-        return np.where(narrow, f"n or k below {NARROW}", names)
+        m = features["m"]
+        size = pick(m <= 64, 0, pick(m <= 512, 1, pick(m <= 2560, 2, 3)))
+        return pick(features["narrow"], 4, size)
 
     def informed(self, features: Features) -> set[str]:
         """All of them."""
         return set(self.constants)
 
-    def fitted(self, features: Features) -> _Array:
+    def fitted(self, features: Features) -> Number:
         """Those of real layers: kernels for narrower ones are chosen by other rules."""
-        wide: _Array = np.minimum(features["n"], features["k"]) >= NARROW
-        return wide
+        return np.logical_not(features["narrow"])
+
+
+def _choice(
+    m: Number, n: Number, k: Number, tile: tuple[int, int], split: int, device: Device
+) -> tuple[Number, Number, Number, Number, Number]:
+    """(waves, FLOPs and loads of a tile, lack of bytes under way, bytes to add up) of one choice.
+
+    Waves are infinite where the inner dimension is too short for the split.
+    """
+    bm, bn = tile
+    inner = ceil(k / split / STEP) * STEP
+    blocks = ceil(m / bm) * ceil(n / bn) * split
+    waves = ceil(blocks / device.multiprocessors)
+    if split > 1:
+        waves = pick(k >= split * LEAST_SPLIT, waves, float("inf"))
+    together = smaller(blocks, device.multiprocessors)
+    return (
+        waves,
+        2 * bm * bn * inner,
+        ELEMENT * (bm + bn) * inner,
+        starved(together * ((bm + bn) * STEP * STAGES * ELEMENT), device),
+        2 * ELEMENT * (split + 1) * m * n if split > 1 else None,
+    )

@@ -4,13 +4,14 @@ A grouped matmul runs whole tiles, so its time depends on Σ_e ⌈m_e / BM⌉ an
 distributions of T·k rows over E experts, in contiguous ranks of E/ep experts:
 
 - ``balanced``: token i takes experts i + j·⌈E/k⌉ (round robin); exact.
-- ``uniform``: every token takes k experts at random: each m_e is Binomial(T, k/E).
+- ``uniform``: every token takes k experts at random: each m_e is Binomial(T, k/E). On one rank in
+  closed form (`moeplan.calibration.uniform`), on the busiest of several from draws.
 - ``power_law_A``: expert weights with density ∝ x^−A on [1, 0.8·T] ([0.01, 2] where T·k ≤ E), in
   proportion to which the rows are given out, no expert more than T.
 - ``zipf:A``: the r-th most popular expert has weight r^−A, and popularity is in random order.
 
-The last three are sampled with one fixed set of draws for all points, so a point's answer does not
-depend on the points beside it. Of the ranks the busiest counts: the others wait for it.
+What has no closed form is sampled with one fixed set of draws for all points, so a point's answer
+does not depend on the points beside it. Of the ranks the busiest counts: the others wait for it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from moeplan.calibration.uniform import BLOCK_ROWS, Loads, uniform_loads
 from moeplan.errors import UserError, near_miss
+from moeplan.quantity import Number
 
-__all__ = ["BLOCK_ROWS", "Distribution", "Loads", "loads", "loads_of_rows", "parse_distribution"]
+__all__ = [
+    "BLOCK_ROWS",
+    "Distribution",
+    "Loads",
+    "loads",
+    "loads_of_ranks",
+    "loads_of_rows",
+    "parse_distribution",
+]
 
-BLOCK_ROWS = (16, 32, 64, 128, 256)
-"""Tile heights for which tiles are counted."""
-
+_STATISTICS = 3 + 2 * len(BLOCK_ROWS)
 _CHUNK = 1 << 18  # sampled rows per expert at work at a time
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -72,20 +81,6 @@ def parse_distribution(text: str, where: str = "distribution") -> Distribution:
     return Distribution("power_law" if match["power"] else "zipf", exponent)
 
 
-@dataclass(frozen=True)
-class Loads:
-    """Statistics of the busiest rank, one value a point (means over the samples).
-
-    rows: rows of its experts. active: experts with a row. tiles: by tile height, tiles of its
-    experts. all_tiles: the same over every rank's experts.
-    """
-
-    rows: _Array
-    active: _Array
-    tiles: dict[int, _Array]
-    all_tiles: dict[int, _Array]
-
-
 def loads(
     tokens: _Array, experts: _Array, top_k: _Array, ep: _Array, distribution: Sequence[str]
 ) -> Loads:
@@ -96,10 +91,14 @@ def loads(
     names, code = np.unique(np.asarray(distribution, dtype=str), return_inverse=True)
     columns = np.stack([np.asarray(a, dtype=np.int64) for a in (tokens, experts, top_k, ep, code)])
     points, place = np.unique(columns, axis=1, return_inverse=True)
-    out = np.empty((2 + 2 * len(BLOCK_ROWS), points.shape[1]))
+    out = np.empty((_STATISTICS, points.shape[1]))
     for shape in np.unique(points[[1, 3, 4]], axis=1).T:
         at = np.flatnonzero((points[[1, 3, 4]] == shape[:, None]).all(0))
         rule = parse_distribution(str(names[shape[2]]))
+        if rule.kind == "uniform" and shape[1] == 1:
+            T, k = points[0, at].astype(np.float64), points[2, at].astype(np.float64)
+            out[:, at] = _packed(uniform_loads(T, float(shape[0]), k))
+            continue
         samples = 1 if rule.kind == "balanced" else _samples(int(shape[0]))
         step = max(1, _CHUNK // int(samples * shape[0]))
         for start in range(0, at.size, step):
@@ -108,20 +107,43 @@ def loads(
     return _unpack(out[:, place.ravel()])
 
 
+def loads_of_ranks(
+    tokens: Number, experts: Number, top_k: Number, ep: Number, distribution: str
+) -> Loads:
+    """Loads of the busiest of ep ranks, numbers for numbers, without other ranks' tiles."""
+    given = [np.atleast_1d(np.asarray(x, np.float64)) for x in (tokens, experts, top_k, ep)]
+    shape = np.broadcast_shapes(*(x.shape for x in given))
+    T, E, k, n = (np.broadcast_to(np.maximum(np.ceil(x), 1), shape).ravel() for x in given)
+    found = loads(T, E, k, n, [distribution] * T.size)
+    many = any(np.ndim(x) for x in (tokens, experts, top_k, ep))
+
+    def shaped(column: _Array) -> Number:
+        return column.reshape(shape) if many else float(column[0])
+
+    tiles = {block: shaped(column) for block, column in found.tiles.items()}
+    rows, active, single = (shaped(x) for x in (found.rows, found.active, found.single))
+    return Loads(rows, active, tiles, tiles, single)
+
+
 def loads_of_rows(rows: Sequence[Sequence[int]]) -> Loads:
     """Loads of measured histograms: rows of each expert of one rank, one histogram a point."""
-    out = np.empty((2 + 2 * len(BLOCK_ROWS), len(rows)))
+    out = np.empty((_STATISTICS, len(rows)))
     for i, histogram in enumerate(rows):
         counts = np.asarray(histogram, dtype=np.float64)[None, None]
         out[:, i] = _summary(counts, counts)[:, 0]
     return _unpack(out)
 
 
+def _packed(found: Loads) -> _Array:
+    every = (found.rows, found.active, found.single)
+    return np.stack([*every, *found.tiles.values(), *found.all_tiles.values()])
+
+
 def _unpack(table: _Array) -> Loads:
     n = len(BLOCK_ROWS)
-    tiles = dict(zip(BLOCK_ROWS, table[2 : 2 + n], strict=True))
-    everywhere = dict(zip(BLOCK_ROWS, table[2 + n :], strict=True))
-    return Loads(table[0], table[1], tiles, everywhere)
+    tiles = dict(zip(BLOCK_ROWS, table[3 : 3 + n], strict=True))
+    everywhere = dict(zip(BLOCK_ROWS, table[3 + n :], strict=True))
+    return Loads(table[0], table[1], tiles, everywhere, table[2])
 
 
 def _statistics(T: _Array, k: _Array, E: int, ep: int, rule: Distribution) -> _Array:
@@ -142,7 +164,7 @@ def _statistics(T: _Array, k: _Array, E: int, ep: int, rule: Distribution) -> _A
 
 def _summary(local: _Array, everywhere: _Array) -> _Array:
     """[statistics, points] of rows [points, samples, experts]."""
-    parts = [local.sum(-1), (local > 0).sum(-1)]
+    parts = [local.sum(-1), (local > 0).sum(-1), (local == 1).sum(-1)]
     parts += [np.ceil(local / block).sum(-1) for block in BLOCK_ROWS]
     parts += [np.ceil(everywhere / block).sum(-1) for block in BLOCK_ROWS]
     return np.stack([part.mean(-1) for part in parts])

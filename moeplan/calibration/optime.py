@@ -3,7 +3,8 @@
 Every kind of op has one model t = t_0 + (t_c⁴ + t_m⁴)^¼ over arrays of shapes: a fixed cost, the
 time of the tiles that it computes, the time of the bytes that it moves. A model is a class with its
 constants, `prepare` (what does not depend on them, once) and `seconds` (the rest, for each trial
-of a fit).
+of a fit). Shapes are numbers or arrays: the same lines answer for one op, without numpy, and for
+many.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-import numpy as np
-
+from moeplan.arrays import larger, root, smaller
 from moeplan.calibration.points import Points
 from moeplan.cluster.hardware import Gpu
+from moeplan.quantity import Number
 
 __all__ = [
     "Constant",
@@ -28,7 +29,6 @@ __all__ = [
     "starved",
 ]
 
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Constants: TypeAlias = "Mapping[str, float]"
 Features: TypeAlias = "Mapping[str, Any]"
 Scale: TypeAlias = Literal["matrix", "memory", "none"]
@@ -55,7 +55,8 @@ class Constant:
 class Device:
     """Datasheet rates of one GPU: FLOP/s (dense, bf16), B/s, and its multiprocessors.
 
-    shared_memory: bytes of a multiprocessor that tiles in flight share.
+    shared_memory: bytes of a multiprocessor that tiles in flight share. kind: "gpu" or "cpu", whose
+    cores are the multiprocessors.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Device:
     memory: float
     multiprocessors: int
     shared_memory: float = 228 * 1024
+    kind: str = "gpu"
 
 
 class OpModel(Protocol):
@@ -70,39 +72,39 @@ class OpModel(Protocol):
 
     kind: ClassVar[str]
     constants: ClassVar[Mapping[str, Constant]]
+    regimes: ClassVar[tuple[str, ...]]
 
     def prepare(self, points: Points, device: Device) -> Features:
         """What the time depends on besides the constants."""
 
-    def seconds(self, features: Features, constants: Constants) -> _Array:
+    def seconds(self, features: Features, constants: Constants) -> Number:
         """Seconds of each point."""
 
-    def floor(self, features: Features, device: Device) -> _Array:
+    def floor(self, features: Features, device: Device) -> Number:
         """Seconds that the datasheet allows: max(FLOPs / peak, bytes / bandwidth)."""
 
-    def regimes(self, features: Features) -> _Array:
-        """The name of the regime in which each point's error is judged."""
+    def regime(self, features: Features) -> Number:
+        """Which of `regimes` each point's error is judged in, by its place."""
 
     def informed(self, features: Features) -> set[str]:
         """The constants that these points say something about."""
 
-    def fitted(self, features: Features) -> _Array:
+    def fitted(self, features: Features) -> Number:
         """Which points a fit uses; the others are only judged by it."""
 
 
-def smooth_max(a: _Array, b: _Array) -> _Array:
+def smooth_max(a: Number, b: Number) -> Number:
     """(a⁴ + b⁴)^¼: the larger of two times, and up to 19 % more where they are alike."""
-    top = np.maximum(a, b)
-    ratio = np.minimum(a, b) / np.maximum(top, 1e-300)
-    out: _Array = top * (1 + ratio**4) ** 0.25
-    return out
+    top = larger(a, b)
+    ratio = smaller(a, b) / larger(top, 1e-300)
+    square = ratio * ratio
+    return top * root(root(1 + square * square))
 
 
-def starved(under_way: _Array, device: Device) -> _Array:
+def starved(under_way: Number, device: Device) -> Number:
     """1/u − 1/u_full for u bytes under way: how far tiles are from filling the memory's queues."""
     full = device.multiprocessors * device.shared_memory
-    out: _Array = np.maximum(1 / np.maximum(under_way, 1.0) - 1 / full, 0)
-    return out
+    return larger(1 / larger(under_way, 1.0) - 1 / full, 0.0)
 
 
 def device_of(gpu: Gpu) -> Device:

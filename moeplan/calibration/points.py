@@ -1,26 +1,26 @@
 """Points: shapes of one kind of op, many at once, with or without measured times.
 
-This is what a fit and a prediction take, wherever the shapes come from: a CSV file, the records of
-`moeplan profile`, or a caller's own arrays.
+This is what a fit and a prediction take, wherever the shapes come from: a CSV file
+(`moeplan.calibration.reader`), the records of `moeplan profile`, or a caller's own numbers.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
+from moeplan.arrays import np
+from moeplan.calibration.uniform import Loads
+from moeplan.errors import UserError
 
-from moeplan.calibration.loads import Loads, parse_distribution
-from moeplan.errors import UserError, near_miss
+if TYPE_CHECKING:
+    from numpy import ndarray
 
-__all__ = ["COLUMNS", "OPTIONAL", "Kind", "Points", "points_of", "read_points"]
+__all__ = ["COLUMNS", "OPTIONAL", "Kind", "Points", "points_of", "shape_columns"]
 
-Kind: TypeAlias = Literal["moe", "gemm", "grouped", "bytes", "attention"]
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Kind: TypeAlias = Literal["moe", "gemm", "grouped", "bytes", "attention", "cpu_matmul"]
+_Array: TypeAlias = "ndarray[Any, Any]"
 
 COLUMNS: Mapping[Kind, tuple[str, ...]] = {
     "moe": (
@@ -31,48 +31,48 @@ COLUMNS: Mapping[Kind, tuple[str, ...]] = {
     "grouped": ("rows", "n", "k", "experts"),
     "bytes": ("bytes", "launches"),
     "attention": ("flops", "bytes"),
+    "cpu_matmul": ("rows", "n", "k", "experts"),
 }  # fmt: skip
 """Columns that points of each kind have. moe: a whole MoE op on one rank of many; `num_tokens`
 counts tokens of all ranks before routing, `moe_tp_size` divides `inter_size`, `moe_ep_size` the
-experts. gemm: [m, k] x [k, n]. grouped: `rows` rows over `experts` matrices [k, n]. bytes: what an
-element-wise op, gather or selection reads and writes, in how many kernels."""
+experts. gemm: [m, k] x [k, n]. grouped, cpu_matmul: `rows` rows over `experts` matrices [k, n].
+bytes: what an element-wise op, gather or selection reads and writes, in how many kernels."""
 
 OPTIONAL: Mapping[Kind, tuple[str, ...]] = {
-    "moe": ("gated", "weight_on_input"),
-    "gemm": (),
-    "grouped": ("distribution", "topk"),
+    "moe": ("gated", "weight_on_input", "weight_bytes"),
+    "gemm": ("weight_bytes", "moved"),
+    "grouped": ("distribution", "topk", "weight_bytes"),
     "bytes": (),
     "attention": (),
+    "cpu_matmul": ("distribution", "topk"),
 }
 """Columns that points of a kind may have. gated: two input matrices (SwiGLU and its kin), 1 or 0.
-weight_on_input: the router's weight multiplies an expert's input (Llama 4)."""
-
-LATENCY = "latency_ms"
-_TEXTS = ("distribution",)
-_FLAGS = ("gated", "weight_on_input")
-_READABLE: tuple[Kind, ...] = ("moe", "gemm")
-_LARGEST = 2**40
+weight_on_input: the router's weight multiplies an expert's input (Llama 4). weight_bytes: of an
+element of the weights as stored, 2 without it. moved: bytes of operands and result, where they are
+not those of the shape."""
 
 
 @dataclass(frozen=True)
 class Points:
     """Shapes of one kind, one array a column; seconds are the measured times, where there are any.
 
-    loads: statistics of measured rows per expert, in the place of a distribution. source: where
-    the points come from. lines: the line of each point in its file.
+    What only predicts takes plain numbers in the columns too: one shape, without numpy. loads:
+    statistics of measured rows per expert, in the place of a distribution. source: where the points
+    come from. lines: the line of each point in its file. extra: other columns, as they stand there.
     """
 
     kind: Kind
-    columns: Mapping[str, _Array]
+    columns: Mapping[str, Any]
     seconds: _Array | None = None
     loads: Loads | None = None
     source: str = ""
     lines: _Array | None = field(default=None, repr=False)
+    extra: Mapping[str, _Array] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
-    def __getitem__(self, name: str) -> _Array:
+    def __getitem__(self, name: str) -> Any:
         return self.columns[name]
 
     def take(self, where: _Array) -> Points:
@@ -83,6 +83,7 @@ class Points:
             seconds=None if self.seconds is None else self.seconds[where],
             loads=None if self.loads is None else _take_loads(self.loads, where),
             lines=None if self.lines is None else self.lines[where],
+            extra={name: column[where] for name, column in self.extra.items()},
         )
 
 
@@ -92,6 +93,7 @@ def _take_loads(loads: Loads, where: _Array) -> Loads:
         loads.active[where],
         {block: tiles[where] for block, tiles in loads.tiles.items()},
         {block: tiles[where] for block, tiles in loads.all_tiles.items()},
+        loads.single[where],
     )
 
 
@@ -109,138 +111,15 @@ def points_of(kind: Kind, *, seconds: Any = None, source: str = "", **columns: A
     return Points(kind, named, times, source=source)
 
 
-def read_points(path: str | Path) -> Points:
-    """The points of a CSV file with a header line; its columns say of which kind they are.
-
-    Columns that are not known are left alone, unless they look like a misspelt one. Raises
-    UserError that names the file, the line and the column.
-    """
-    path = Path(path)
-    header, rows = _read_rows(path)
-    kind = _kind_of(header, path)
-    known = (*COLUMNS[kind], *OPTIONAL[kind], LATENCY)
-    _check_spelling(header, known, path)
-    lines = np.array([number for number, _ in rows])
-    cells = {
-        name: [row[place] for _, row in rows] for place, name in enumerate(header) if name in known
-    }
-    columns = {n: _column(n, texts, lines, path) for n, texts in cells.items() if n != LATENCY}
-    seconds = None
-    if LATENCY in cells:
-        seconds = _numbers(LATENCY, cells[LATENCY], lines, path) * 1e-3
-        _refuse(seconds <= 0, LATENCY, cells[LATENCY], lines, path, "a time above 0")
-    points = Points(kind, columns, seconds, source=str(path), lines=lines)
-    if kind == "moe":
-        _check_moe(points, path)
-    return points
+def shape_columns(points: Points) -> dict[str, Any]:
+    """The numbers that say how near a shape is to those of a fit."""
+    columns = {n: c for n, c in points.columns.items() if _is_number(c)}
+    if points.kind == "moe":
+        columns["inter_size"] = columns["inter_size"] // columns.pop("moe_tp_size")
+    return columns
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise UserError(f"{path}: cannot be read as CSV ({problem})") from None
-    if not header or not rows:
-        raise UserError(f"{path}: a header line and at least one line of values are needed")
-    twice = {name for name in header if header.count(name) > 1}
-    if twice:
-        raise UserError(f"{path}, line 1: the column {min(twice)!r} stands there twice")
-    for number, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {number}: {len(row)} values stand under {len(header)} columns"
-            )
-    return header, rows
-
-
-def _kind_of(header: Sequence[str], path: Path) -> Kind:
-    for kind in _READABLE:
-        if set(COLUMNS[kind]) <= set(header):
-            return kind
-    shared = {kind: len(set(COLUMNS[kind]) & set(header)) for kind in _READABLE}
-    likely: Kind = max(_READABLE, key=lambda kind: shared[kind])
-    missing = next(name for name in COLUMNS[likely] if name not in header)
-    known = "; ".join(f"{kind}: {', '.join(COLUMNS[kind])}" for kind in _READABLE)
-    raise UserError(
-        f"{path}, line 1: the column {missing!r} is missing{near_miss(missing, header)}; "
-        f"columns of the kinds that are known: {known}"
-    )
-
-
-def _check_spelling(header: Sequence[str], known: Sequence[str], path: Path) -> None:
-    absent = [name for name in known if name not in header]
-    for name in header:
-        hint = near_miss(name, absent) if name not in known else ""
-        if hint:
-            raise UserError(f"{path}, line 1: the column {name!r} is not known{hint}")
-
-
-def _column(name: str, texts: Sequence[str], lines: _Array, path: Path) -> _Array:
-    if name in _TEXTS:
-        for place, text in enumerate(texts):
-            parse_distribution(text, f"{path}, line {lines[place]}, {name}")
-        return np.array([text.strip().lower() for text in texts])
-    if name in _FLAGS:
-        flags = [text.strip().lower() for text in texts]
-        bad = np.array([flag not in ("0", "1", "true", "false") for flag in flags])
-        _refuse(bad, name, texts, lines, path, "0 or 1")
-        return np.array([flag in ("1", "true") for flag in flags])
-    numbers = _numbers(name, texts, lines, path)
-    wrong = (numbers < 1) | (numbers > _LARGEST) | (numbers != np.floor(numbers))
-    _refuse(wrong, name, texts, lines, path, "a whole number of at least 1")
-    return numbers.astype(np.int64)
-
-
-def _numbers(name: str, texts: Sequence[str], lines: _Array, path: Path) -> _Array:
-    try:
-        out = np.array(texts, dtype=np.float64)
-    except ValueError:
-        out = np.array([_number(text) for text in texts])
-    _refuse(~np.isfinite(out), name, texts, lines, path, "a number")
-    return out
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
-def _refuse(
-    bad: _Array, name: str, texts: Sequence[str], lines: _Array, path: Path, allowed: str
-) -> None:
-    if bad.any():
-        place = int(np.flatnonzero(bad)[0])
-        raise UserError(
-            f"{path}, line {lines[place]}, column {name}: {texts[place].strip()!r} is given and "
-            f"{allowed} is needed"
-        )
-
-
-def _check_moe(points: Points, path: Path) -> None:
-    """What must divide what, said of the first line where it does not."""
-    for part, whole in (("moe_tp_size", "inter_size"), ("moe_ep_size", "num_experts")):
-        bad = points[whole] % points[part] != 0
-        if bad.any():
-            place = int(np.flatnonzero(bad)[0])
-            raise UserError(
-                f"{path}, line {_line(points, place)}, column {part}: {points[part][place]} does "
-                f"not divide {whole} = {points[whole][place]}"
-            )
-    bad = points["topk"] > points["num_experts"]
-    if bad.any():
-        place = int(np.flatnonzero(bad)[0])
-        raise UserError(
-            f"{path}, line {_line(points, place)}, column topk: {points['topk'][place]} is more "
-            f"than num_experts = {points['num_experts'][place]}"
-        )
-
-
-def _line(points: Points, place: int) -> int:
-    return 0 if points.lines is None else int(points.lines[place])
+def _is_number(column: Any) -> bool:
+    if hasattr(column, "dtype"):
+        return column.dtype.kind in "if"
+    return isinstance(column, (int, float)) and not isinstance(column, bool)

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from moeplan.calibration.calibrate import shape_columns
+from moeplan.calibration.band import banded
 from moeplan.calibration.errors import Errors, errors_by_regime
-from moeplan.calibration.optime import Device, Features
 from moeplan.calibration.points import Points
-from moeplan.calibration.store import Calibration, OpFit
+from moeplan.calibration.store import Calibration
 
 __all__ = [
     "OUTPUT_COLUMNS",
     "Predicted",
-    "banded",
     "coverage",
     "form_of",
     "predict",
+    "write_columns",
     "write_predicted",
 ]
 
 _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 CHUNK = 8192  # points at a time: the arrays of all tile choices then stay small
-PER_DOUBLING = 0.25  # how much a factor of two beyond the calibrated range widens the band
-WIDEST = 4.0
 
 OUTPUT_COLUMNS = ("lower_ms", "expected_ms", "upper_ms", "band", "outside")
 """What a prediction adds to the columns of its points. band: half the width of the band in parts of
 the expected time. outside: numbers of the shape that lie outside of what was calibrated."""
+
+
+MEASURED = "measured_ms"
 
 
 @dataclass(frozen=True)
@@ -76,52 +76,29 @@ def predict(points: Points, found: Calibration) -> Predicted:
         here = points.take(np.arange(start, min(start + CHUNK, len(points))))
         features = fit.model.prepare(here, found.device)
         seconds = fit.model.seconds(features, fit.constants)
-        pieces.append(banded(here, fit, seconds, features, found.device))
+        made = banded(here, fit, seconds, features)
+        pieces.append(
+            Predicted(
+                lower=made.lower,
+                expected=made.expected,
+                upper=made.upper,
+                floor=fit.model.floor(features, found.device),
+                regimes=np.array(fit.model.regimes)[made.regime],
+                outside=_names(made.outside, len(here)),
+            )
+        )
     joined = {
         f.name: np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Predicted)
     }
     return Predicted(**joined)
 
 
-def banded(
-    points: Points, fit: OpFit, seconds: _Array, features: Features, device: Device
-) -> Predicted:
-    """Expected seconds with the band of a fit around them."""
-    regimes = fit.model.regimes(features)
-    low, high = _bands(fit, regimes)
-    factor, outside = _outside(points, fit)
-    return Predicted(
-        lower=seconds * low**factor,
-        expected=seconds,
-        upper=seconds * high**factor,
-        floor=fit.model.floor(features, device),
-        regimes=regimes,
-        outside=outside,
-    )
-
-
-def _bands(fit: OpFit, regimes: _Array) -> tuple[_Array, _Array]:
-    names, place = np.unique(regimes, return_inverse=True)
-    table = np.array([fit.band(str(name)) for name in names])
-    return table[place, 0], table[place, 1]
-
-
-def _outside(points: Points, fit: OpFit) -> tuple[_Array, _Array]:
-    """Exponent on the band, and the names of what is out of range, of each point."""
-    distance = np.zeros(len(points))
-    names = np.full(len(points), "", dtype=object)
-    for name, column in shape_columns(points).items():
-        if name not in fit.ranges:
-            continue
-        least, most = fit.ranges[name]
-        away = np.maximum(
-            np.log2(np.maximum(column, 1) / most), np.log2(least / np.maximum(column, 1))
-        )
-        out = away > 1e-9
-        distance += np.where(out, away, 0)
-        names[out] += f" {name}"
-    factor = np.minimum(1 + PER_DOUBLING * distance, WIDEST)
-    return factor, np.char.strip(names.astype(str))
+def _names(outside: dict[str, _Array], count: int) -> _Array:
+    """What is out of range at each point, joined by spaces."""
+    names = np.full(count, "", dtype=object)
+    for name, where in outside.items():
+        names[where] += f" {name}"
+    return np.char.strip(names.astype(str))
 
 
 def coverage(predicted: Predicted, measured: _Array) -> float:
@@ -131,30 +108,46 @@ def coverage(predicted: Predicted, measured: _Array) -> float:
 
 
 def write_predicted(points: Points, predicted: Predicted, file: IO[str], form: str) -> None:
-    """Write one row a point, its columns and OUTPUT_COLUMNS, as ``csv`` or ``json``."""
-    header = [*points.columns, *OUTPUT_COLUMNS]
+    """Write one row a point, the file's columns and OUTPUT_COLUMNS, as ``csv`` or ``json``."""
+    header = [*points.columns, *_kept(points), *OUTPUT_COLUMNS]
     if points.seconds is not None:
-        header.append("measured_ms")
-    rows = _rows(points, predicted)
+        header.append(MEASURED)
+    write_columns(dict(zip(header, _columns(points, predicted), strict=True)), file, form)
+
+
+def write_columns(columns: Mapping[str, list[Any]], file: IO[str], form: str) -> None:
+    """Write columns of one length as ``csv`` or ``json``, numbers in six digits."""
+    rows = zip(*map(_shown, columns.values()), strict=True)
     if form == "json":
-        json.dump([dict(zip(header, row, strict=True)) for row in rows], file, indent=1)
+        json.dump([dict(zip(columns, row, strict=True)) for row in rows], file, indent=1)
         file.write("\n")
     else:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
+        writer.writerow(columns)
         writer.writerows(rows)
 
 
-def _rows(points: Points, predicted: Predicted) -> Iterator[tuple[Any, ...]]:
+def _shown(column: list[Any]) -> list[Any]:
+    floats = bool(column) and isinstance(column[0], float)
+    return [float(f"{value:.6g}") for value in column] if floats else column
+
+
+def _columns(points: Points, predicted: Predicted) -> list[list[Any]]:
     def ms(seconds: _Array) -> list[float]:
-        return [float(f"{1e3 * s:.6g}") for s in seconds.tolist()]
+        return (1e3 * seconds).tolist()  # type: ignore[no-any-return]
 
     columns: list[list[Any]] = [column.tolist() for column in points.columns.values()]
+    columns += [points.extra[name].tolist() for name in _kept(points)]
     columns += [ms(predicted.lower), ms(predicted.expected), ms(predicted.upper)]
     columns += [np.round(predicted.band, 4).tolist(), predicted.outside.tolist()]
     if points.seconds is not None:
         columns.append(ms(points.seconds))
-    return zip(*columns, strict=True)
+    return columns
+
+
+def _kept(points: Points) -> list[str]:
+    """Other columns of the file, without those that a prediction writes itself."""
+    return [name for name in points.extra if name not in (*OUTPUT_COLUMNS, MEASURED)]
 
 
 def form_of(path: str | Path) -> str:

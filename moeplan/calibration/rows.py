@@ -7,22 +7,32 @@ they get their parts of it. Exchanges between ranks are the network's and get no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
-
-from moeplan.calibration.points import Points, points_of
-from moeplan.calibration.predict import Predicted, banded
+from moeplan.arrays import ceil, larger, real
+from moeplan.calibration.band import Banded, banded
+from moeplan.calibration.points import Kind, Points
 from moeplan.calibration.store import Calibration
+from moeplan.calibration.uniform import Loads, uniform_loads
 from moeplan.model.ffn import MoE
-from moeplan.model.ops import Block, Op
+from moeplan.model.ops import Block, Op, Weight
 from moeplan.quantity import Number, evaluate
 
-__all__ = ["MOE_PARTS", "Degrees", "Row", "RowTime", "row_times"]
+__all__ = [
+    "MOE_PARTS",
+    "Calibrations",
+    "Degrees",
+    "Row",
+    "RowTime",
+    "Stored",
+    "kind_of",
+    "row_times",
+]
 
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Calibrations: TypeAlias = "Callable[[str], Mapping[str, Calibration]]"
+"""For a number format of matmul operands, the calibration of each kind of op."""
 
 MOE_PARTS = (
     "select",
@@ -58,6 +68,13 @@ class Row(Protocol):
         """The numbers that its formulas may use."""
 
 
+class Stored(NamedTuple):
+    """A weight: the format that its matmul runs in, and bytes of an element as stored."""
+
+    peak: str = "bf16"
+    bytes: Number = 2
+
+
 class Degrees(NamedTuple):
     """What divides a row on one GPU, and how tokens spread over experts.
 
@@ -78,7 +95,7 @@ class Degrees(NamedTuple):
 class RowTime:
     """Seconds of one row in one layer. origin: measured or assumed; outside: what is out of range.
 
-    calibration: the name of the one that was used.
+    used: the calibration that answered.
     """
 
     name: str
@@ -86,38 +103,63 @@ class RowTime:
     expected: Number
     upper: Number
     origin: str
-    calibration: str
+    used: Calibration
     outside: str
+
+    @property
+    def calibration(self) -> str:
+        """The name of the calibration that answered."""
+        return self.used.name
 
 
 def row_times(
-    rows: Iterable[Row], calibrations: Mapping[str, Calibration], degrees: Degrees | None = None
+    rows: Iterable[Row],
+    calibrations: Calibrations,
+    degrees: Degrees | None = None,
+    stored: Callable[[Row, Weight | None], Stored] | None = None,
 ) -> list[RowTime | None]:
     """The time of each row, or None for an exchange, which the network has to answer for.
 
-    `calibrations` gives one for each kind of op, as `moeplan.calibration.derived.for_gpu` does.
-    Numbers of the rows may be arrays that broadcast.
+    `calibrations` is such as `partial(for_gpu, "h200")` (`moeplan.calibration.derived`). `stored`
+    tells how a weight of a row's block is stored (all in bf16 without it). Numbers of the rows may
+    be arrays that broadcast.
     """
-    timer = _Timer(calibrations, degrees or Degrees())
+    timer = _Timer(calibrations, degrees or Degrees(), stored or (lambda row, weight: Stored()))
     return [None if row.op.kind == "exchange" else timer.time(row) for row in rows]
 
 
+def kind_of(block: Block, op: Op) -> Kind:
+    """Which op-time model answers for a row."""
+    if isinstance(block, MoE) and op.name in (*MOE_PARTS, "experts_up"):
+        return "moe"
+    if op.gemm is not None:
+        return "gemm"
+    return "attention" if op.kind in ("attention", "scan") else "bytes"
+
+
 class _Timer:
-    def __init__(self, calibrations: Mapping[str, Calibration], degrees: Degrees) -> None:
-        self.calibrations, self.degrees = calibrations, degrees
-        self._moe: dict[tuple[int, int], tuple[dict[str, _Array], Predicted]] = {}
+    def __init__(
+        self,
+        calibrations: Calibrations,
+        degrees: Degrees,
+        stored: Callable[[Row, Weight | None], Stored],
+    ) -> None:
+        self.calibrations, self.degrees, self.stored = calibrations, degrees, stored
+        self._moe: dict[tuple[int, int], tuple[Calibration, dict[str, Number], Banded]] = {}
 
     def time(self, row: Row) -> RowTime:
-        op = row.op
-        if isinstance(row.block, MoE) and op.name in (*MOE_PARTS, "experts_up"):
+        op, kind = row.op, kind_of(row.block, row.op)
+        if kind == "moe":
             return self._part(row, "experts_gate_up" if op.name == "experts_up" else op.name)
-        if op.gemm is not None:
-            return self._answer(row, self._gemm(row), BACKWARD)
-        if op.kind in ("attention", "scan"):
-            return self._answer(row, self._attention(row), ATTENTION_BACKWARD)
+        if kind == "gemm":
+            stored = self.stored(row, next((w for w in op.weights if w.matmul), None))
+            columns = self._gemm(row, stored)
+            return self._answer(row, kind, columns, BACKWARD, stored.peak)
+        if kind == "attention":
+            return self._answer(row, kind, self._attention(row), ATTENTION_BACKWARD)
         moved = ELEMENT * (self._number(row, op.read) + self._number(row, op.write))
-        points = points_of("bytes", bytes=np.ceil(self._shared(op, moved)), launches=1)
-        return self._answer(row, points, BACKWARD)
+        columns = {"bytes": ceil(self._shared(op, moved)), "launches": 1}
+        return self._answer(row, kind, columns, BACKWARD)
 
     def _number(self, row: Row, formula: str) -> Number:
         return evaluate(formula, row.env)
@@ -126,103 +168,108 @@ class _Timer:
         """The part of a row that one of the tensor-parallel ranks does."""
         return amount / self.degrees.tp if op.shard in (*_SPLIT, "experts", "tokens") else amount
 
-    def _gemm(self, row: Row) -> Points:
+    def _gemm(self, row: Row, stored: Stored) -> dict[str, Number]:
         assert row.op.gemm is not None
-        m, k, n = (np.asarray(self._number(row, f), dtype=np.float64) for f in row.op.gemm)
+        m, k, n = (real(self._number(row, f)) for f in row.op.gemm)
         divided = _SPLIT.get(row.op.shard)
         tp = self.degrees.tp
-        return points_of(
-            "gemm",
-            m=np.ceil(m),
-            n=np.ceil(n / tp) if divided == "n" else n,
-            k=np.ceil(k / tp) if divided == "k" else k,
-        )
+        return {
+            "m": ceil(m),
+            "n": ceil(n / tp) if divided == "n" else n,
+            "k": ceil(k / tp) if divided == "k" else k,
+            "weight_bytes": stored.bytes,
+        }
 
-    def _attention(self, row: Row) -> Points:
+    def _attention(self, row: Row) -> dict[str, Number]:
         op, tp = row.op, self.degrees.tp
         elements = sum(self._number(row, f) for f in (op.read, op.write, op.cached))
-        flops = np.maximum(np.asarray(self._number(row, op.flops), dtype=np.float64), 1.0)
-        return points_of("attention", flops=flops / tp, bytes=np.ceil(ELEMENT * elements / tp))
+        flops = larger(self._number(row, op.flops), 1.0)
+        return {"flops": flops / tp, "bytes": ceil(ELEMENT * elements / tp)}
 
-    def _answer(self, row: Row, points: Points, passes: float) -> RowTime:
-        found = self.calibrations[points.kind]
-        fit = found.fits[points.kind]
-        features = fit.model.prepare(points, found.device)
-        seconds = fit.model.seconds(features, fit.constants)
-        times = banded(points, fit, seconds, features, found.device)
-        factor = passes if self.degrees.training else 1.0
-        return self._made(row, times, np.ones(1), factor, found, fit.origin)
-
-    def _part(self, row: Row, name: str) -> RowTime:
-        found = self.calibrations["moe"]
-        fit = found.fits["moe"]
-        key = id(row.block), id(row.env)
-        if key not in self._moe:
-            self._moe[key] = self._moe_op(row, found)
-        parts, whole = self._moe[key]
-        factor = BACKWARD if self.degrees.training else 1.0
-        return self._made(row, whole, parts[name] / whole.expected, factor, found, fit.origin)
-
-    def _moe_op(self, row: Row, found: Calibration) -> tuple[dict[str, _Array], Predicted]:
-        fit = found.fits["moe"]
-        model: Any = fit.model
-        points = moe_points(row.block, row.env, self.degrees)  # type: ignore[arg-type]
-        features = model.prepare(points, found.device)
-        parts = model.parts(features, fit.constants)
-        seconds = np.sum(list(parts.values()), axis=0)
-        return parts, banded(points, fit, seconds, features, found.device)
-
-    def _made(
+    def _answer(
         self,
         row: Row,
-        times: Predicted,
-        share: _Array,
-        factor: float,
-        found: Calibration,
-        origin: str,
+        kind: Kind,
+        columns: dict[str, Number],
+        passes: float,
+        number_format: str = "bf16",
     ) -> RowTime:
-        """A row that takes the part `share` of a predicted op, in `factor` passes."""
+        found = self.calibrations(number_format)[kind]
+        fit = found.fits[kind]
+        points = Points(kind, columns)
+        features = fit.model.prepare(points, found.device)
+        times = banded(points, fit, fit.model.seconds(features, fit.constants), features)
+        factor = passes if self.degrees.training else 1.0
+        return self._made(row, times, factor, found, fit.origin)
+
+    def _part(self, row: Row, name: str) -> RowTime:
+        key = id(row.block), id(row.env)
+        if key not in self._moe:
+            self._moe[key] = self._moe_op(row)
+        found, parts, whole = self._moe[key]
+        factor = BACKWARD if self.degrees.training else 1.0
+        share = parts[name] / whole.expected * factor
+        return self._made(row, whole, share, found, found.fits["moe"].origin)
+
+    def _moe_op(self, row: Row) -> tuple[Calibration, dict[str, Number], Banded]:
+        """The whole op, by the format of its experts' weights."""
+        assert isinstance(row.block, MoE)
+        experts = next(w for w in row.block.weights() if w.shard == "experts" and w.matmul)
+        stored = self.stored(row, experts)
+        found = self.calibrations(stored.peak)["moe"]
+        fit = found.fits["moe"]
+        model: Any = fit.model
+        points = moe_points(row.block, row.env, self.degrees, stored.bytes)
+        features = model.prepare(points, found.device)
+        parts = model.parts(features, fit.constants)
+        return found, parts, banded(points, fit, sum(parts.values()), features)
+
+    def _made(
+        self, row: Row, times: Banded, share: Number, found: Calibration, origin: str
+    ) -> RowTime:
+        """A row that takes `share` times a predicted op."""
         kernels = KERNELS.get(row.op.kind, 1) if self.degrees.eager else 0
-        least = factor * kernels * EAGER_LAUNCH
+        least = (BACKWARD if self.degrees.training else 1.0) * kernels * EAGER_LAUNCH
         lower, expected, upper = (
-            _plain(np.maximum(factor * share * seconds, least))
-            for seconds in (times.lower, times.expected, times.upper)
+            larger(share * seconds, least) for seconds in (times.lower, times.expected, times.upper)
         )
-        outside = " ".join(
-            sorted({w for text in set(times.outside.tolist()) for w in text.split()})
-        )
-        return RowTime(row.op.name, lower, expected, upper, origin, found.name, outside)
+        outside = " ".join(sorted(times.outside))
+        return RowTime(row.op.name, lower, expected, upper, origin, found, outside)
 
 
-def moe_points(block: MoE, env: Mapping[str, Number], degrees: Degrees) -> Points:
-    """The MoE op of one rank.
+def moe_points(
+    block: MoE, env: Mapping[str, Number], degrees: Degrees, weight_bytes: Number = ELEMENT
+) -> Points:
+    """The MoE op of one rank of ep, to which an exchange has brought the rows of its experts.
 
-    With ep > 1 an exchange has brought this rank its rows, ep·T·k/ep of them, so the op runs over
-    E/ep experts and T·k rows, each a token of its own where a rank has fewer than k experts.
+    Of the ep·T·k rows of all ranks it gets T·k on average, over E/ep experts; it selects for its
+    own T tokens.
     """
-    tokens, experts = (np.asarray(env[s], dtype=np.float64) for s in ("T", "E"))
-    top_k = np.asarray(env[block.each], dtype=np.float64)
-    local = np.maximum(np.floor(experts / degrees.ep), 1)
-    single = (local < top_k) | (top_k != np.floor(top_k))
-    return points_of(
+    tokens, experts = env["T"], env["E"]
+    top_k = env[block.each]
+    return Points(
         "moe",
-        num_tokens=_whole(np.where(single, tokens * top_k, tokens)),
-        hidden_size=_whole(env[block.width]),
-        inter_size=_whole(env["F"]),
-        topk=_whole(np.where(single, 1, top_k)),
-        num_experts=_whole(local),
-        moe_tp_size=degrees.tp,
-        moe_ep_size=1,
-        distribution=degrees.distribution,
-        gated=block.gated,
-        weight_on_input=block.routing.weigh == "input",
+        {
+            "num_tokens": tokens,
+            "hidden_size": env[block.width],
+            "inter_size": env["F"],
+            "topk": top_k,
+            "num_experts": experts,
+            "moe_tp_size": degrees.tp,
+            "moe_ep_size": degrees.ep,
+            "distribution": degrees.distribution,
+            "gated": block.gated,
+            "weight_on_input": block.routing.weigh == "input",
+            "weight_bytes": weight_bytes,
+        },
+        loads=_loads(tokens * degrees.ep, experts, top_k, degrees),
     )
 
 
-def _whole(value: Number) -> _Array:
-    out: _Array = np.maximum(np.ceil(np.asarray(value, dtype=np.float64)), 1).astype(np.int64)
-    return out
+def _loads(tokens: Number, experts: Number, top_k: Number, degrees: Degrees) -> Loads:
+    """Rows of this rank's experts: of the busiest one where experts differ in popularity."""
+    if degrees.distribution == "uniform":
+        return uniform_loads(real(tokens), experts, top_k, degrees.ep)
+    from moeplan.calibration.loads import loads_of_ranks  # draws samples: needs arrays
 
-
-def _plain(value: _Array) -> Number:
-    return float(value[0]) if value.size == 1 else value
+    return loads_of_ranks(tokens, experts, top_k, degrees.ep, degrees.distribution)

@@ -8,16 +8,14 @@ the rate and bandwidth that the kernel reaches; prefill and decode are calibrate
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
-import numpy as np
-
+from moeplan.arrays import larger, np, pick, real
 from moeplan.calibration.optime import Constant, Constants, Device, Features, smooth_max
 from moeplan.calibration.points import Points
+from moeplan.quantity import Number
 
 __all__ = ["Attention", "Bytes"]
-
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 
 class Bytes:
@@ -30,35 +28,34 @@ class Bytes:
         "half": Constant("B", "size that reaches half of it", 1.7e7, 1e2, 1e10, "memory"),
         "shape": Constant("", "how fast the bandwidth rises with the size", 0.8, 0.2, 1.5),
     }
+    regimes: ClassVar[tuple[str, ...]] = ("up to 16 MiB", "above 16 MiB")
 
     def prepare(self, points: Points, device: Device) -> Features:
         """Bytes and kernels."""
         return {
-            "bytes": np.maximum(points["bytes"].astype(np.float64), 1.0),
-            "launches": points["launches"].astype(np.float64),
+            "bytes": larger(real(points["bytes"]), 1.0),
+            "launches": real(points["launches"]),
         }
 
-    def seconds(self, features: Features, constants: Constants) -> _Array:
+    def seconds(self, features: Features, constants: Constants) -> Number:
         """Seconds of each point."""
         size, c = features["bytes"], constants
         moving = size / c["bandwidth"] * (1 + (c["half"] / size) ** c["shape"])
-        out: _Array = features["launches"] * c["launch"] + moving
-        return out
+        return features["launches"] * c["launch"] + moving
 
-    def floor(self, features: Features, device: Device) -> _Array:
+    def floor(self, features: Features, device: Device) -> Number:
         """Seconds at the datasheet's bandwidth."""
-        out: _Array = features["bytes"] / device.memory
-        return out
+        return features["bytes"] / device.memory
 
-    def regimes(self, features: Features) -> _Array:
+    def regime(self, features: Features) -> Number:
         """By size."""
-        return np.where(features["bytes"] < 1 << 24, "up to 16 MiB", "above 16 MiB")
+        return pick(features["bytes"] < 1 << 24, 0, 1)
 
     def informed(self, features: Features) -> set[str]:
         """All of them."""
         return set(self.constants)
 
-    def fitted(self, features: Features) -> _Array:
+    def fitted(self, features: Features) -> Number:
         """All of them."""
         return np.ones(features["bytes"].shape, dtype=bool)
 
@@ -81,31 +78,29 @@ class Attention:
             "B/s", "bandwidth over queries, keys and values", 3.5e12, 1e8, 1e14, "memory"
         ),
     }
+    regimes: ClassVar[tuple[str, ...]] = ("attention",)
 
     def prepare(self, points: Points, device: Device) -> Features:
         """FLOPs and bytes."""
-        return {name: points[name].astype(np.float64) for name in ("flops", "bytes")}
+        return {name: real(points[name]) for name in ("flops", "bytes")}
 
-    def seconds(self, features: Features, constants: Constants) -> _Array:
+    def seconds(self, features: Features, constants: Constants) -> Number:
         """Seconds of each point."""
         f, c = features, constants
         return c["launch"] + smooth_max(f["flops"] / c["matrix_rate"], f["bytes"] / c["bandwidth"])
 
-    def floor(self, features: Features, device: Device) -> _Array:
+    def floor(self, features: Features, device: Device) -> Number:
         """Seconds at the datasheet's rates."""
-        out: _Array = np.maximum(
-            features["flops"] / device.matrix, features["bytes"] / device.memory
-        )
-        return out
+        return larger(features["flops"] / device.matrix, features["bytes"] / device.memory)
 
-    def regimes(self, features: Features) -> _Array:
+    def regime(self, features: Features) -> Number:
         """One."""
-        return np.full(features["flops"].shape, "all")
+        return pick(features["flops"] >= 0, 0, 0)
 
     def informed(self, features: Features) -> set[str]:
         """All of them."""
         return set(self.constants)
 
-    def fitted(self, features: Features) -> _Array:
+    def fitted(self, features: Features) -> Number:
         """All of them."""
         return np.ones(features["bytes"].shape, dtype=bool)

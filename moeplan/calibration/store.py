@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from moeplan.calibration.cpu import CpuMatmul
 from moeplan.calibration.errors import ALL, Errors
 from moeplan.calibration.gemm import DenseGemm
 from moeplan.calibration.moe import FusedMoE, GroupedGemm
@@ -20,6 +21,7 @@ from moeplan.quantity import Quantity, Source
 __all__ = [
     "MODELS",
     "SCHEMA",
+    "TITLES",
     "Calibration",
     "OpFit",
     "bias_sentence",
@@ -32,10 +34,19 @@ SCHEMA = 1
 FOLDER = Path(__file__).parents[1] / "data" / "calibrations"
 Origin: TypeAlias = Literal["measured", "assumed"]
 
-_TITLES = {"moe": "fused MoE ops", "gemm": "dense GEMMs", "grouped": "grouped GEMMs"}
+TITLES = {
+    "moe": "fused MoE ops",
+    "gemm": "dense GEMMs",
+    "grouped": "grouped GEMMs",
+    "bytes": "element-wise ops",
+    "attention": "attention",
+    "cpu_matmul": "matmuls on a CPU",
+}
+"""What points of each kind are, in words."""
 
 MODELS: Mapping[str, OpModel] = {
-    model.kind: model for model in (FusedMoE(), DenseGemm(), GroupedGemm(), Bytes(), Attention())
+    model.kind: model
+    for model in (FusedMoE(), DenseGemm(), GroupedGemm(), Bytes(), Attention(), CpuMatmul())
 }
 """The op-time model of each kind of points."""
 
@@ -176,10 +187,11 @@ def bias_sentence() -> str:
     """What to expect of a roofline where there is no calibration: its error where there is one."""
     parts = []
     for name in names():
-        for kind, fit in calibration(name).fits.items():
-            if fit.errors and fit.origin == "measured":
+        found = calibration(name)
+        for kind, fit in found.fits.items():
+            if fit.errors and fit.origin == "measured" and found.device.kind == "gpu":
                 off = f"{fit.errors[-1].floor_median:.0%}"
-                parts.append(f"{off} in the median on {_TITLES.get(kind, kind)} ({name})")
+                parts.append(f"{off} in the median on {TITLES[kind]} ({name})")
     return "No calibration: the datasheet's roofline is too fast; it was off by " + ", ".join(parts)
 
 

@@ -7,42 +7,34 @@ dimension in steps of k with `stages` buffers of operands in shared memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
+from moeplan.arrays import anywhere, is_one_of, pick
+from moeplan.quantity import Number
 
 __all__ = [
     "CUBLAS_SPLITS",
     "CUBLAS_TILES",
     "Tile",
-    "TileColumns",
     "choose",
     "torch_grouped_tiles",
     "vllm_tiles",
 ]
 
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 _ALWAYS = float("inf")
 
 
 class Tile(NamedTuple):
-    """Rows, columns and step of a tile, its operand buffers, and warps of 32 threads."""
+    """Rows, columns and step of a tile, its operand buffers, and warps of 32 threads.
 
-    m: int
-    n: int
-    k: int
-    stages: int
-    warps: int
+    Of many points each field is an array.
+    """
 
-
-class TileColumns(NamedTuple):
-    """The tile of each of many points, field by field."""
-
-    m: _Array
-    n: _Array
-    k: _Array
-    stages: _Array
-    warps: _Array
+    m: Number
+    n: Number
+    k: Number
+    stages: Number
+    warps: Number
 
 
 Menu: TypeAlias = "Sequence[tuple[float, Tile]]"
@@ -91,26 +83,28 @@ CUBLAS_SPLITS = (1, 2, 4, 8, 16, 32)
 """Into how many parts the inner dimension of a dense GEMM may be split."""
 
 
-def choose(menu: Menu, number: _Array) -> TileColumns:
+def choose(menu: Menu, number: Number) -> Tile:
     """The menu's tile for each point's deciding number."""
-    place = np.searchsorted([limit for limit, _ in menu], number)
-    table = np.array([tile for _, tile in menu])[place]
-    return TileColumns(*table.T)
-
-
-def vllm_tiles(tokens: _Array, local_experts: _Array, width: _Array) -> TileColumns:
-    """What vLLM's fused MoE takes for tokens of all ranks, experts and their width on one rank."""
-    chosen = choose(VLLM_DEFAULT, tokens)
-    for experts, (top_k, widths) in VLLM_TUNED_WIDTHS.items():
-        tuned = (local_experts == experts) & np.isin(width, widths)
-        if tuned.any():
-            other = choose(VLLM_TUNED, tokens * top_k / experts)
-            chosen = TileColumns(
-                *(np.where(tuned, b, a) for a, b in zip(chosen, other, strict=True))
-            )
+    chosen = menu[-1][1]
+    for limit, tile in reversed(menu[:-1]):
+        chosen = _either(number <= limit, tile, chosen)
     return chosen
 
 
-def torch_grouped_tiles(rows: _Array, local_experts: _Array) -> TileColumns:
+def _either(test: Number, yes: Tile, no: Tile) -> Tile:
+    return Tile(*(pick(test, a, b) for a, b in zip(yes, no, strict=True)))
+
+
+def vllm_tiles(tokens: Number, local_experts: Number, width: Number) -> Tile:
+    """What vLLM's fused MoE takes for tokens of all ranks, experts and their width on one rank."""
+    chosen = choose(VLLM_DEFAULT, tokens)
+    for experts, (top_k, widths) in VLLM_TUNED_WIDTHS.items():
+        tuned = (local_experts == experts) & is_one_of(width, widths)
+        if anywhere(tuned):
+            chosen = _either(tuned, choose(VLLM_TUNED, tokens * top_k / experts), chosen)
+    return chosen
+
+
+def torch_grouped_tiles(rows: Number, local_experts: Number) -> Tile:
     """What torch's grouped GEMM takes for the average number of rows per expert."""
     return choose(TORCH_GROUPED, rows / local_experts)

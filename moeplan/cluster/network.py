@@ -4,13 +4,13 @@ A group of n GPUs lies with g of them in one scale-up domain (NVLink) and reache
 its NICs. Ring collectives cross a domain's border once per ring and run one ring per NIC, so a
 group's rate is the smaller of a GPU's scale-up rate and g NICs. Times are floors: bandwidth as
 measured where the cluster names a measured figure, else the datasheet's, and one fabric latency
-per step of a tree. A calibrated table of collectives may take their place (`Collectives`).
+per step of a tree. Measured tables of collectives may take their place (`Collectives`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from moeplan.arrays import is_array, np
@@ -34,10 +34,23 @@ _SENT: dict[str, str] = {
 
 
 class Collectives(Protocol):
-    """Measured times of collectives, in the place of the floor."""
+    """Measured times of collectives inside a domain, in the place of the floor."""
 
-    def seconds(self, op: str, size: Number, n: Number, inside: Number) -> Number:
-        """Seconds for `size` bytes over n GPUs with `inside` of them in a domain."""
+    @property
+    def band(self) -> tuple[float, float]:
+        """Factors on the expected time between which measured ones lie."""
+
+    def seconds(self, op: str, size: Number, n: Number) -> Number:
+        """Seconds for `size` bytes over n GPUs of one domain."""
+
+    def exchange(self, name: str, sent: Number, inside: Number) -> Number:
+        """Seconds of a dispatch or combine of `sent` bytes among `inside` GPUs of one domain."""
+
+    def fixed(self, name: str) -> float:
+        """Seconds that a dispatch or combine takes at least."""
+
+    def sources(self) -> dict[str, str]:
+        """What was measured or assumed, and where that is from."""
 
 
 def largest_part(n: Number, most: Number) -> Number:
@@ -134,6 +147,16 @@ class Network:
         domain = self._plain("domain", n)
         return calc("largest_part(n, domain//stride)", n=n, domain=domain, stride=stride)
 
+    @property
+    def band(self) -> tuple[float, float]:
+        """Factors on a collective's time; none without measured tables."""
+        return (1.0, 1.0) if self.collectives is None else self.collectives.band
+
+    @property
+    def line(self) -> Network:
+        """The same without tables: for messages so large that only bandwidth counts."""
+        return replace(self, collectives=None)
+
     def plain(self, name: str, bare: bool = True) -> Any:
         """An own figure: its bare number, or the quantity for explanations."""
         found = getattr(self, name)
@@ -149,12 +172,26 @@ class Network:
         return calc(_SENT[op], "B", size=size, n=n)
 
     def seconds(self, op: Collective, size: Any, n: Any, inside: Any) -> Any:
-        """Seconds of one collective of `size` bytes over n GPUs; 0 for one GPU."""
-        if self.collectives is not None:
-            found = self.collectives
-            values = [x.value if isinstance(x, Quantity) else x for x in (size, n, inside)]
-            seconds = found.seconds(op, *values)
-            return Quantity.given(seconds, "s", op) if isinstance(n, Quantity) else seconds
+        """Seconds of one collective of `size` bytes over n GPUs; 0 for one GPU.
+
+        Where there are measured tables, they answer inside a domain.
+        """
+        floor = self.floor(op, size, n, inside)
+        if self.collectives is None or op == "send":
+            return floor
+        plain = [x.value if isinstance(x, Quantity) else x for x in (size, n, inside)]
+        found: Any = self.collectives.seconds(op, *plain[:2])
+        if isinstance(n, Quantity):
+            found = Quantity(
+                found, "s", formula=f"table of {op}", inputs={"size": size, "n": n},
+                note="; ".join(next(iter(self.collectives.sources().items()))),
+            )  # fmt: skip
+        return calc(
+            "pick(inside >= n, table, line)", "s", inside=inside, n=n, table=found, line=floor
+        )
+
+    def floor(self, op: Collective, size: Any, n: Any, inside: Any) -> Any:
+        """Latency and bytes over the bandwidth of the links; 0 for one GPU."""
         rate = calc(
             "pick(inside >= n, up, min(up, inside*out))"
             if op != "send"

@@ -22,7 +22,7 @@ from moeplan.quantity import Later, Quantity, plain
 
 __all__ = ["SCHEMA_VERSION", "Estimate"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class Estimate:
@@ -31,7 +31,8 @@ class Estimate:
     def __init__(self, spec: ModelSpec, scenario: Scenario) -> None:
         self.spec = spec
         self.scenario = scenario
-        self.gpu: Gpu = gpu(scenario["gpu"])
+        device = scenario["gpu"]
+        self.gpu: Gpu = device if isinstance(device, Gpu) else gpu(device)
         if "weights" in scenario.given:
             chosen = spec.checkpoint.stored_as(scenario["weights"])
             spec = self.spec = replace(spec, checkpoint=chosen)
@@ -50,7 +51,7 @@ class Estimate:
             "memory": sections.memory(
                 spec, scenario, self.gpu, params["total"], cache["bytes"], stored
             ),
-            "all_to_all": sections.exchange(spec, scenario),
+            "all_to_all": sections.exchange(spec, scenario, self.gpu),
             "time": time,
             "cost": sections.cost(scenario, self.gpu, time),
             "speculation": speculation(
@@ -78,9 +79,20 @@ class Estimate:
             out.append(
                 {"symbol": "", "value": None, "unit": "", "why": self.spec.checkpoint.source}
             )
+        for why, symbol in self._timed().items():
+            out.append({"symbol": symbol, "value": None, "unit": "", "why": why})
         reasons = [*self._left_open(), *self.spec.notes, *self._beyond()]
         out += [{"symbol": "", "value": None, "unit": "", "why": why} for why in reasons]
         return out
+
+    def _timed(self) -> dict[str, str]:
+        """What expected times rest on besides measurements of this GPU, once they are looked at."""
+        found: dict[str, str] = {}
+        for name in sections.PASSES:
+            calibrated = self.tree["time"][name]["calibrated"]
+            if calibrated.made and calibrated() is not None:
+                found |= {x["why"]: f"times of {x['ops']}" for x in calibrated()["assumed"]}
+        return found
 
     def _left_open(self) -> list[str]:
         """Formats and names that the user did not choose, in one line."""
@@ -111,16 +123,15 @@ class Estimate:
         section = self.tree["all_to_all"]
         if section is not None:
             yield from (section[name] for name in ("tokens", "ep", "node", "imbalance"))
+            took = section["time"]
+            if took.made and took() is not None:  # counts once it has been looked at
+                for name in ("dispatch", "combine"):
+                    yield from took()[name]["upper"].assumptions()
         training = self.tree["memory"]["training"]
         yield from training["weights"].inputs.values()
         yield from (self.gpu.memory_bytes, self.gpu.memory_bandwidth, *self.gpu.peaks.values())
         if self.tree["cost"] is not None:
             yield self.tree["cost"]["dollars_per_gpu_hour"]
-        for name in sections.PASSES:
-            calibrated = self.tree["time"][name]["calibrated"]
-            if calibrated.made and calibrated() is not None:  # counts once it has been looked at
-                for bound in ("lower", "expected", "upper"):
-                    yield from calibrated()[bound].assumptions()
         if self.tree["speculation"] is not None:
             yield self.tree["speculation"]["acceptance"]
 

@@ -7,16 +7,16 @@ constants are carried over by the ratio of datasheet rates, and the origin says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-from moeplan.calibration.derived import for_gpu
-from moeplan.calibration.rows import MOE_PARTS, Degrees, RowTime, row_times
-from moeplan.calibration.store import Calibration
+from moeplan.calibration.derived import VENDORS, for_gpu
+from moeplan.calibration.rows import Calibrations, Degrees, RowTime, Stored, kind_of, row_times
+from moeplan.calibration.store import TITLES
 from moeplan.cluster.hardware import Gpu
 from moeplan.estimation.fold import Line, Part, lines, over_groups
-from moeplan.model.ffn import MoE
+from moeplan.estimation.memory import StoredTensors
+from moeplan.model.ops import Weight
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.quantity import Quantity, derive
@@ -24,91 +24,100 @@ from moeplan.quantity import Quantity, derive
 __all__ = ["expected"]
 
 
-def expected(spec: ModelSpec, work: Workload, gpu: Gpu) -> dict[str, Any] | None:
-    """Lower, expected and upper seconds of a pass on one GPU; None for a user's own GPU.
+def expected(
+    spec: ModelSpec, work: Workload, gpu: Gpu, stored: StoredTensors
+) -> dict[str, Any] | None:
+    """Lower, expected and upper seconds of a pass on one GPU; None where no calibration knows it.
 
     `band` is half the width in parts of the expected time. The bounds add up row by row, as if all
-    errors had one sign. `outside` names the numbers of shapes beyond what was calibrated.
+    errors had one sign. `measured` is the part of the expected time that comes from constants
+    fitted on this GPU, `outside` names the numbers of shapes beyond what was calibrated, with their
+    rows.
     """
-    if not gpu.vendor:
+    if gpu.vendor not in VENDORS:
         return None
-    calibrations = for_gpu(gpu.id, _number_format(spec, gpu))
+    calibrations: Calibrations = cache(partial(for_gpu, gpu.id))
     rows = [line for line in lines(spec, work) if line.op.kind != "exchange"]
-    times = row_times(rows, calibrations, Degrees(training=work.phase == "train"))
+    degrees = Degrees(training=work.phase == "train")
+    times = row_times(rows, calibrations, degrees, partial(_stored, stored))
     found = [(line, time) for line, time in zip(rows, times, strict=True) if time is not None]
-    lower, middle, upper = (
-        _summed(found, calibrations, name) for name in ("lower", "expected", "upper")
-    )
-    origins = sorted({time.origin for _, time in found})
+    lower, middle, upper = (_summed(found, name) for name in ("lower", "expected", "upper"))
+    tokens = derive("B*S", "tokens", B=work.symbols["B"], S=work.symbols["S"])
     return {
         "lower": lower,
         "expected": middle,
         "upper": upper,
         "band": derive("(upper - lower)/2/expected", "", upper=upper, lower=lower, expected=middle),
-        "origin": "measured" if origins == ["measured"] else " and ".join(origins),
+        "tokens_per_second": derive("tokens/seconds", "tokens/s", tokens=tokens, seconds=middle),
+        "measured": _measured(found, middle),
+        "origin": " and ".join(sorted({time.origin for _, time in found})),
         "calibrations": sorted({time.calibration for _, time in found}),
-        "outside": sorted({word for _, time in found for word in time.outside.split()}),
-        "rows": [_row(line, time, calibrations) for line, time in found],
+        "assumed": _assumed(found),
+        "outside": sorted({f"{w} of {t.name}" for _, t in found for w in t.outside.split()}),
+        "rows": [_row(line, time) for line, time in found],
     }
 
 
-def _number_format(spec: ModelSpec, gpu: Gpu) -> str:
-    """The format of the matmuls' operands: the weights', where the GPU has that rate."""
-    checkpoint = spec.checkpoint
-    wanted = (checkpoint.quantised or checkpoint.base).peak
-    return wanted if wanted in gpu.peaks else "bf16"
+def _stored(stored: StoredTensors, row: Any, weight: Weight | None) -> Stored:
+    """How a weight is stored: the format of its matmul, and bytes of an element on average."""
+    if weight is None:
+        return Stored()
+    found = stored.get((id(row.group), id(row.block), weight.name))
+    if found is None:  # tied to a tensor of another block
+        return Stored()
+    return Stored(found.peak, found.bytes / row.block.sizes[weight.name].elements)
 
 
-def _summed(
-    found: list[tuple[Line, RowTime]], calibrations: Mapping[str, Calibration], name: str
-) -> Quantity:
+def _measured(found: list[tuple[Line, RowTime]], middle: Quantity) -> Quantity:
+    """The part of the time that comes from ops measured on this GPU."""
+    own = [(line, time) for line, time in found if time.origin == "measured"]
+    seconds = _summed(own, "expected") if own else Quantity(0, "s", formula="0", note="no op was")
+    return derive("measured/expected", "", measured=seconds, expected=middle)
+
+
+def _assumed(found: list[tuple[Line, RowTime]]) -> list[dict[str, str]]:
+    """What times rest on that were not measured on this GPU: reasons, with the ops they are of."""
+    reasons: dict[str, dict[str, None]] = {}
+    for line, time in found:
+        kind = kind_of(line.block, line.op)
+        fit = time.used.fits[kind]
+        if fit.origin == "assumed":
+            reasons.setdefault(fit.note, {})[TITLES[kind]] = None
+    return [{"ops": ", ".join(ops), "why": why} for why, ops in reasons.items()]
+
+
+def _summed(found: list[tuple[Line, RowTime]], name: str) -> Quantity:
     parts = [
         Part(
             line.group,
             line.op.component,
             line.op.name,
             getattr(time, name),
-            partial(_seconds, line, time, calibrations, name),
+            partial(_seconds, line, time, name),
         )
         for line, time in found
     ]
     return over_groups(parts, "s")
 
 
-def _seconds(
-    line: Line, time: RowTime, calibrations: Mapping[str, Calibration], name: str
-) -> Quantity:
+def _seconds(line: Line, time: RowTime, name: str) -> Quantity:
     """A row's time, explained by the constants of the fit that gave it."""
-    kind = _kind(line)
-    used = calibrations[kind]
+    kind = kind_of(line.block, line.op)
     return Quantity(
         getattr(time, name),
         "s",
         symbol=time.name,
         formula=f"{name} of the {kind} model",
-        inputs=lambda: used.fits[kind].quantities(used.source),
+        inputs=lambda: time.used.fits[kind].quantities(time.used.source),
         note=f"calibration {time.calibration}, {time.origin}",
     )
 
 
-def _kind(line: Line) -> str:
-    """Which model of a calibration answers for a row."""
-    op = line.op
-    if isinstance(line.block, MoE) and op.name in (*MOE_PARTS, "experts_up"):
-        return "moe"
-    if op.gemm is not None:
-        return "gemm"
-    return "attention" if op.kind in ("attention", "scan") else "bytes"
-
-
-def _row(line: Line, time: RowTime, calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
+def _row(line: Line, time: RowTime) -> dict[str, Any]:
     return {
         "layer": line.group.name,
         "op": time.name,
-        **{
-            name: _seconds(line, time, calibrations, name)
-            for name in ("lower", "expected", "upper")
-        },
+        **{name: _seconds(line, time, name) for name in ("lower", "expected", "upper")},
         "origin": time.origin,
         "calibration": time.calibration,
         "outside": time.outside,

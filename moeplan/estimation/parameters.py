@@ -118,11 +118,27 @@ def parameters(spec: ModelSpec) -> dict[str, Any]:
     return {
         "total": _sum(components),
         "active": {**active(spec, activated), "by_component": dict(activated)},
+        "active_range": active_range(spec),
         "mtp": _sum(mtp),
         "mtp_active": _sum(mtp_active),
+        "mtp_active_with_shared": total(
+            [("mtp_active", _sum(mtp_active)), *_shared(spec).items()], UNIT
+        ),
         "buffers": _sum(buffers),
         "by_component": dict(components),
         "by_layer": _by_layer(spec),
+    }
+
+
+def _shared(spec: ModelSpec) -> dict[str, Quantity]:
+    """The model's own tensors that MTP modules compute with too (embedding, head), each once."""
+    return {
+        weight.tied: Tensor(group, block, weight).quantity(weight.elements, UNIT)
+        for group in spec.groups
+        if group.role == "mtp"
+        for block in group.blocks
+        for weight in block.tensors
+        if weight.tied is not None
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from moeplan.cluster.hardware import Gpu
 from moeplan.errors import UserError, near_miss
 from moeplan.estimation.all_to_all import ROW_FORMATS, Policy
 from moeplan.model.workload import Mask
@@ -111,6 +112,8 @@ def _check(name: str, value: Any) -> None:
             allowed = ", ".join(WORDS[name])
             hint = near_miss(value, WORDS[name])
             raise UserError(f"--{name} is {value!r}: allowed are {allowed}{hint}")
+        return
+    if name == "gpu" and isinstance(value, Gpu):
         return
     number = plain(value)
     if not numeric:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from moeplan.arrays import is_array
+from moeplan.arrays import is_array, np
 from moeplan.cluster.hardware import Gpu, price, prices
 from moeplan.estimation.all_to_all import AllToAll, Traffic, all_to_all
 from moeplan.estimation.fold import MTP, group_label, layer_count
@@ -118,14 +118,16 @@ def memory(
     }
 
 
-def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
+def exchange(spec: ModelSpec, s: Scenario, gpu: Gpu) -> dict[str, Any] | None:
     """All-to-all traffic of expert parallelism, per MoE layer and per step; None if dense."""
     moe = spec.moe
     if moe is None:
         return None
     ep = s.quantity("ep", _default_ep(moe.values["E"], s["node"]))
     node = s.quantity("node")
-    if "node" not in s.given and not is_array(ep.value) and ep.value < node.value:
+    if "node" not in s.given and is_array(ep.value):
+        node = derive("min(n, node)", "GPUs", n=ep, node=node).named("g")
+    elif "node" not in s.given and ep.value < node.value:
         node = ep.named("g")  # a group smaller than a node lies in one
     result = all_to_all(
         s.quantity("tokens"),
@@ -158,7 +160,16 @@ def exchange(spec: ModelSpec, s: Scenario) -> dict[str, Any] | None:
         "per_layer": _directions(result),
         "forward_step": _directions(result.per_step(layers)),
         "training_step": _directions(result.per_step(layers, backward=True)),
+        "time": Later(partial(_exchange_time, gpu, result, node, layers, s["policy"])),
     }
+
+
+def _exchange_time(
+    gpu: Gpu, result: AllToAll, node: Quantity, layers: Quantity, policy: str
+) -> dict[str, Any] | None:
+    from moeplan.estimation.exchange_time import exchange_time  # loads tables: only when asked
+
+    return exchange_time(gpu, result, node.value, layers, kernels=policy != "copies")
 
 
 def _grouping(symbol: str, key: str, value: Number) -> Quantity:
@@ -171,9 +182,23 @@ def _grouping(symbol: str, key: str, value: Number) -> Quantity:
 def _default_ep(experts: Number, node: Number) -> Number:
     """The largest divisor of E up to 64 that fits whole nodes, or lies inside one."""
     if is_array(experts) or is_array(node):
-        return 8
+        return _each_pair(_default_ep, experts, node)
     fits = [d for d in range(1, 65) if experts % d == 0 and (d % node == 0 or node % d == 0)]
     return max(fits)
+
+
+def _each_pair(function: Callable[[int, int], Number], a: Number, b: Number) -> Number:
+    """A function of two whole numbers over arrays, once for each different pair; else nan."""
+    pairs = np.stack([np.ravel(x) for x in np.broadcast_arrays(a, b)])
+    distinct, at = np.unique(pairs, axis=1, return_inverse=True)
+    whole = (distinct >= 1).all(axis=0) & (distinct % 1 == 0).all(axis=0)
+    found = [
+        function(*map(int, pair)) if good else np.nan
+        for pair, good in zip(distinct.T, whole, strict=True)
+    ]
+    return np.asarray(found, np.float64)[at.ravel()].reshape(
+        np.broadcast_shapes(np.shape(a), np.shape(b))
+    )
 
 
 def _directions(result: AllToAll) -> dict[str, Any]:
@@ -211,15 +236,17 @@ def time(spec: ModelSpec, s: Scenario, gpu: Gpu, stored: StoredTensors) -> dict[
                 for bound in BOUNDS
             },
             **found,
-            "calibrated": Later(partial(_calibrated, spec, work, gpu)),
+            "calibrated": Later(partial(_calibrated, spec, work, gpu, stored)),
         }
     return out
 
 
-def _calibrated(spec: ModelSpec, work: Workload, gpu: Gpu) -> dict[str, Any] | None:
-    from moeplan.estimation.expected import expected  # loads numpy and the fits: only when asked
+def _calibrated(
+    spec: ModelSpec, work: Workload, gpu: Gpu, stored: StoredTensors
+) -> dict[str, Any] | None:
+    from moeplan.estimation.expected import expected  # loads the fits: only when asked
 
-    return expected(spec, work, gpu)
+    return expected(spec, work, gpu, stored)
 
 
 def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
@@ -228,15 +255,15 @@ def hourly_price(s: Scenario, gpu: Gpu) -> tuple[str, Quantity] | None:
     if wanted is None:
         first = next(iter(prices(gpu.id)), None)
         return None if first is None else (first.kind, first.per_hour)
-    if not str(wanted)[:1].isalpha():
-        amount = parse(wanted, "money", where="--price")
+    if is_array(wanted) or not str(wanted)[:1].isalpha():
+        amount = wanted if is_array(wanted) else parse(wanted, "money", where="--price")
         return "user", Quantity.given(amount, "$/h", "price", Source("user", "--price"))
     found = price(gpu.id, wanted)
     return found.kind, found.per_hour
 
 
 def cost(s: Scenario, gpu: Gpu, seconds: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Dollars per million tokens at the floor; None where no price of the GPU is known."""
+    """Dollars per million tokens at the floor and the expected time; None without a known price."""
     found = hourly_price(s, gpu)
     if found is None:
         return None
@@ -257,5 +284,19 @@ def cost(s: Scenario, gpu: Gpu, seconds: Mapping[str, Any]) -> dict[str, Any] | 
                 tokens=section["tokens"],
             )
             for bound in BOUNDS
-        }
+        } | {"expected": Later(partial(_expected_cost, per_hour, section))}
     return out
+
+
+def _expected_cost(per_hour: Quantity, section: Mapping[str, Any]) -> Quantity | None:
+    """Dollars per million tokens at the expected time; None without a calibration."""
+    calibrated = section["calibrated"]()
+    if calibrated is None:
+        return None
+    return derive(
+        "price/3600*seconds/tokens*1000000",
+        "$",
+        price=per_hour,
+        seconds=calibrated["expected"],
+        tokens=section["tokens"],
+    )

@@ -11,7 +11,7 @@ from moeplan.errors import near_miss
 from moeplan.families.reader import Config, shown
 from moeplan.model.spec import ModelSpec
 
-__all__ = ["FAMILIES", "agree_on_class", "family", "read_config"]
+__all__ = ["FAMILIES", "agree_on_class", "family", "read_config", "read_with_keys"]
 
 Family: TypeAlias = Callable[[Config], ModelSpec]
 
@@ -59,7 +59,6 @@ FAMILIES: dict[str, str] = {
     "glm5_next": "glm5_next.glm5_next",
     "glm_moe_dsa": "deepseek_sparse.glm_moe_dsa",
     "gpt_oss": "gpt_oss.gpt_oss",
-    "granite_speech": "wrappers.wrapped",
     "granitemoe": "granitemoe.granitemoe",
     "granitemoe_swa": "granite_hybrid.granitemoe_swa",
     "granitemoehybrid": "granite_hybrid.granitemoehybrid",
@@ -162,7 +161,16 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
     `path` names the file in messages; `origin` says more about it (a preset's source). Raises
     UserError, naming file and key, for anything that bears on the result and is not understood.
     """
-    config = Config(data, path, origin=origin)
+    return _read(Config(data, path, origin=origin))
+
+
+def read_with_keys(data: Mapping[str, Any], path: str) -> tuple[ModelSpec, frozenset[str]]:
+    """The model, and every key that its family looked for, present or not: `a.b` is nested."""
+    config = Config(data, path)
+    return _read(config), config.known()
+
+
+def _read(config: Config) -> ModelSpec:
     _, model_type = config.raw("model_type", default=_by_class(config))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         hint = near_miss(model_type, FAMILIES) if isinstance(model_type, str) else ""

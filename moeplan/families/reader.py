@@ -241,6 +241,11 @@ class Config:
         return Quantity.given(value, symbol=symbol or key, source=source)
 
     # ------------------------------------------------------------------ the end
+    def known(self) -> frozenset[str]:
+        """Every key that was looked for, present or not, with those of nested objects."""
+        here = {self.prefix + key for key in self.read | self._absent}
+        return frozenset(here).union(*(child.known() for child in self._children))
+
     def finish(self) -> tuple[str, ...]:
         """Refuse unread keys that bear on the model or misspell one that was looked for.
 

@@ -35,7 +35,6 @@ class Wrapper(NamedTuple):
 INSIDE = Wrapper(inside=True)
 WRAPPERS: dict[str, Wrapper] = {
     "deepseek_vl_v2": Wrapper("language_config", "language.", assumed="deepseek_v2"),
-    "granite_speech": Wrapper(),
     "internvl": Wrapper(),
     "internvl_chat": Wrapper("llm_config"),
     "interns1": INSIDE,
@@ -48,7 +47,7 @@ WRAPPERS: dict[str, Wrapper] = {
     "llava_next_video": Wrapper(),
     "llava_onevision": Wrapper(),
     "minimax_vl_01": Wrapper(assumed="minimax_text_01"),
-    "nemo_speechlm": Wrapper(assumed="nemotron_h"),
+    "nemo_speechlm": Wrapper(prefix="llm.", assumed="nemotron_h"),
     "nemotron_h_omni": Wrapper(assumed="nemotron_h"),
     "ovis2": INSIDE,
     "vipllava": Wrapper(),

@@ -26,8 +26,9 @@ Keys of `evaluate_training`
   memory_free             capacity minus `memory` (negative where it does not fit)
   stage                   pipeline rank of the most loaded GPU
   step_lower, step, step_upper
-                          seconds a training step: everything overlaps; the layout's overlap
-                          assumption; nothing overlaps
+                          seconds a training step: everything overlaps and ops are at the fast end
+                          of their calibration's band; the layout's overlap assumption and expected
+                          ops; nothing overlaps and ops are at the slow end
   time_compute, time_recompute, time_tp, time_ep, time_cp, time_pp, time_dp, time_bubble,
   time_optimizer          parts of `step` (exposed parts where communication overlaps)
   step_flops, step_flops_full
@@ -46,9 +47,11 @@ Keys of `evaluate_serving`
   max_batch               sequences an instance's decoding can hold
   batch                   the batch that is used: the job's, or the largest that fits and meets
                           the job's TPOT
-  prefill_seconds         of one request's uncached input; ttft: with the job's queueing factor
+  prefill_seconds         of one request's uncached input
+  ttft_lower, ttft, ttft_upper
+                          the same with the job's queueing factor
   tpot_lower, tpot, tpot_upper
-                          seconds per output token and sequence
+                          seconds per output token and sequence; bounds as above
   decode_tokens_per_second_per_gpu, prefill_tokens_per_second_per_gpu
   requests_per_second     of one instance at `batch`: prefill and decoding share it, or for a
                           disaggregated job of a balanced pair, per GPU as below

@@ -16,7 +16,7 @@ from moeplan.model.workload import Workload
 from moeplan.parallel.account import ACCOUNTS
 from moeplan.parallel.divide import Degrees, Divided, OwnRow
 from moeplan.parallel.jobs import ServingJob
-from moeplan.parallel.optime import Roofline, Work, stack_named
+from moeplan.parallel.optime import RowTimes, Seconds, Work, row_times
 from moeplan.parallel.stages import Piece, Pieces
 from moeplan.parallel.traffic import ExchangeFormats, messages
 from moeplan.quantity import Quantity, Source, plain
@@ -27,15 +27,17 @@ __all__ = ["Inference"]
 class Inference:
     """A model as stored, on a cluster, under a serving job."""
 
-    def __init__(self, spec: ModelSpec, cluster: Cluster, job: ServingJob) -> None:
+    def __init__(
+        self, spec: ModelSpec, cluster: Cluster, job: ServingJob, times: RowTimes | None = None
+    ) -> None:
         if job.weights is not None:
             spec = replace(spec, checkpoint=spec.checkpoint.stored_as(job.weights))
         self.spec, self.cluster, self.job = spec, cluster, job
-        self.net = Network.of(cluster)
         self.pieces = Pieces(spec, mtp=plain(job.draft) is not None and _any(job.draft))
         self.stored: LayerBytes = layer_bytes(spec)
-        self.stack = stack_named(job.stack)
-        self.times = Roofline(cluster.gpu, self.stack)
+        self.times = times or row_times(cluster.gpu, job.stack)
+        self.stack = self.times.stack
+        self.net = Network.of(cluster, self.times.fabric)
         cache = job.cache or spec.checkpoint.cache or "bf16"
         self.cache = format_named(str(cache), "cache format")
 
@@ -106,7 +108,10 @@ class Inference:
             return dict.fromkeys(("lower", "time", "upper", "compute", "exchange", "tensor"), 0)
         launch = self.stack.launch if decode else 0.0
         rows = {f"{r.op.name} {i}": self._row(r, launch) for i, r in enumerate(own.rows(piece))}
-        compute = add(rows, "s")
+        least, compute, most = (
+            self._busy(add({name: getattr(row, bound) for name, row in rows.items()}, "s"), own)
+            for bound in Seconds._fields
+        )
         job = self.job
         formats = ExchangeFormats(job.dispatch, job.combine, policy, plain(job.imbalance))
         sent = [m for m in messages(own, piece, self.net, formats, training=False) if m.forward]
@@ -129,14 +134,22 @@ class Inference:
             "compute": compute,
             "exchange": exposed,
             "tensor": tp,
-            "lower": calc(
-                "max(compute, tp + ep)", "s", compute=compute, tp=tp, ep=seconds["lower"]
-            ),
+            "lower": calc("max(compute, tp + ep)", "s", compute=least, tp=tp, ep=seconds["lower"]),
             "time": calc("compute + tp + ep", "s", compute=compute, tp=tp, ep=exposed),
-            "upper": calc("compute + tp + ep", "s", compute=compute, tp=tp, ep=seconds["upper"]),
+            "upper": calc("compute + tp + ep", "s", compute=most, tp=tp, ep=seconds["upper"]),
         }
 
-    def _row(self, row: OwnRow, launch: float) -> Any:
+    def _busy(self, seconds: Any, own: Divided) -> Any:
+        """Kernels' time over the part of the time that a fitted stack's kernels run."""
+        stack = self.stack
+        if stack.busy == 1:
+            return seconds
+        busy: Any = Quantity.given(stack.busy, "", "busy", Source("assumed", stack.source))
+        return calc(
+            "seconds/busy", "s", seconds=seconds, busy=busy if own.degrees.explained else stack.busy
+        )
+
+    def _row(self, row: OwnRow, launch: float) -> Seconds:
         explained = isinstance(row.flops, Quantity)
         parts: dict[str, Any] = {}
         for weight in row.op.weights:
@@ -150,9 +163,17 @@ class Inference:
             "2*moved + width*cached + weights", "B", moved=row.moved, cached=row.cached,
             width=self.cache.bits / 8, weights=add(parts, "B"),
         )  # fmt: skip
-        work = Work(row.op.name, row.op.kind, row.flops, moved, self._format(row))
-        seconds = self.times.seconds(work, explained=explained)
-        return calc("seconds + launch", "s", seconds=seconds, launch=launch) if launch else seconds
+        gemm = row.op.gemm
+        work = Work(
+            row.op.name, row.op.kind, row.flops, moved, self._format(row),
+            tuple(row.scope(side) for side in gemm) if gemm is not None else None,
+            row.scope(row.op.groups),
+            row.scope("E") if row.op.kind == "grouped_linear" else 1,
+        )  # fmt: skip
+        found = self.times.seconds(work, explained=explained)
+        if not launch:
+            return found
+        return Seconds(*(calc("seconds + launch", "s", seconds=s, launch=launch) for s in found))
 
     def _format(self, row: OwnRow) -> str:
         """Number format of a row's matmul: that of its weights, where the GPU has it."""

@@ -46,7 +46,8 @@ class TrainingJob:
     dispatch, combine, policy, imbalance: see `moeplan.estimation.all_to_all`. mtp: train the
     model's MTP modules. kept: format in which inputs of matmuls and of activations are kept for
     the backward pass ("fp8": with one fp32 scale for each 128 values, as DeepSeek-V3 did). stack:
-    a key of `moeplan.parallel.optime.STACKS`. account: one of `moeplan.parallel.account.ACCOUNTS`.
+    a key of `moeplan.parallel.optime.STACKS` (None: calibrated ops, "kernels" where no calibration
+    knows the GPU). account: one of `moeplan.parallel.account.ACCOUNTS`.
     price: dollars per GPU-hour, a kind of price or "$2/h" (None: the first on file). power: all-in
     watts per GPU (None: that of the data files).
     """
@@ -61,7 +62,7 @@ class TrainingJob:
     imbalance: Any = 1.0
     mtp: bool = True
     kept: Literal["bf16", "fp8"] = "bf16"
-    stack: str = "kernels"
+    stack: str | None = None
     account: str = "index-map"
     price: Any = None
     power: Any = None
@@ -100,6 +101,6 @@ class ServingJob:
     imbalance: Any = 1.0
     overlap: Any = 0.0
     queueing: Any = 1.0
-    stack: str = "kernels"
+    stack: str | None = None
     price: Any = None
     overheads: Overheads = field(default_factory=Overheads)

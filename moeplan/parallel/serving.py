@@ -23,6 +23,7 @@ from moeplan.model.spec import ModelSpec
 from moeplan.parallel.divide import widths
 from moeplan.parallel.inference import Inference
 from moeplan.parallel.jobs import ServingJob
+from moeplan.parallel.optime import RowTimes
 from moeplan.parallel.ranksums import largest
 from moeplan.quantity import Number, Quantity, plain
 from moeplan.units import parse
@@ -57,8 +58,10 @@ def explain_serving(
 class ServingPlan:
     """A model, a cluster and a job: what all layouts share, prepared once."""
 
-    def __init__(self, spec: ModelSpec, cluster: Cluster, job: ServingJob) -> None:
-        self.inference = Inference(spec, cluster, job)
+    def __init__(
+        self, spec: ModelSpec, cluster: Cluster, job: ServingJob, times: RowTimes | None = None
+    ) -> None:
+        self.inference = Inference(spec, cluster, job, times)
         self.spec, self.cluster, self.job = self.inference.spec, cluster, job
         self.pieces = self.inference.pieces
         self.net = self.inference.net
@@ -273,6 +276,11 @@ class ServingPlan:
         out["prefill_seconds"] = calc("pp*stage + sends", "s", pp=v["pp"], stage=stage, sends=sends)
         out["ttft"] = calc("queueing*prefill", "s", queueing=own(job.queueing),
                            prefill=out["prefill_seconds"])  # fmt: skip
+        for bound in ("lower", "upper"):
+            out[f"ttft_{bound}"] = calc(
+                "queueing*(pp*stage + sends)", "s", queueing=own(job.queueing), pp=v["pp"],
+                stage=figures[bound], sends=sends,
+            )  # fmt: skip
         out["_prefill_cost"] = calc(
             "tp*pp*stage/B", "GPU s", tp=v["tp"], pp=v["pp"], stage=stage, B=B
         )

@@ -17,7 +17,7 @@ from moeplan.cluster.network import Network
 from moeplan.model.ops import Kept, Op
 from moeplan.parallel.divide import Divided, OwnRow
 from moeplan.parallel.jobs import TrainingJob
-from moeplan.parallel.optime import Roofline, RowTimes, Work
+from moeplan.parallel.optime import RowTimes, Seconds, Work
 from moeplan.parallel.stages import Piece
 from moeplan.parallel.traffic import ACTIVATION_BYTES, ExchangeFormats, Message, messages
 from moeplan.quantity import Quantity, Source
@@ -50,6 +50,9 @@ backward pass, bytes that recomputation needs for a while, bytes of exchange buf
 forward and backward pass (bounds and expected), of the backward pass, of weight gradients, of
 compute, of what is computed again, of exposed messages; bytes sent over each link tier."""
 
+_WIDE = ("router", "head")
+"""Matmuls that stay in bf16 when training in fp8 (DeepSeek-V3, arXiv 2412.19437, 3.3.1)."""
+
 _DROPPED_ROWS: dict[str, Callable[[Op], bool]] = {
     "norm": lambda op: op.component == "norms",
     "activation": lambda op: op.name.endswith("activation"),
@@ -67,13 +70,27 @@ def dropped(kept: Kept, layout: Layout) -> bool:
 
 
 class RowCost(NamedTuple):
-    """Seconds of a row of one layer: forward, gradients of inputs and of weights, recomputed."""
+    """Seconds of a row of one layer: forward, gradients of inputs and of weights, recomputed.
+
+    lower, upper: of all of these together at the ends of their bands; once: of the forward pass.
+    """
 
     name: str
     forward: Any
     input_gradient: Any
     weight_gradient: Any
+    lower: Any
+    upper: Any
+    once: tuple[Any, Any]
     again: Any = 0
+
+    def recomputed(self) -> RowCost:
+        """The same with its forward pass once more."""
+        lower, upper = (
+            calc("all + once", "s", all=every, once=once)
+            for every, once in zip((self.lower, self.upper), self.once, strict=True)
+        )
+        return self._replace(again=self.forward, lower=lower, upper=upper)
 
 
 class _Alike(NamedTuple):
@@ -141,7 +158,7 @@ class Coster:
         """Seconds of each row; the optimizer's gradients are read and written by each pass."""
         for op, row in self._alike(piece).rows:
             again = piece.is_layer and self._again(op)
-            yield row._replace(again=row.forward) if again else row
+            yield row.recomputed() if again else row
 
     def _again(self, op: Op) -> bool:
         if self.layout.recompute == "none" or op.name == "lm_head":
@@ -155,20 +172,45 @@ class Coster:
         moved = calc("2*moved + 2*cached", "B", moved=row.moved, cached=row.cached)
         read = add({w.name: row.weight_elements(w)[0] for w in row.op.weights}, "elements")
         held = add({w.name: row.weight_elements(w)[1] for w in row.op.weights}, "elements")
-        formed = self.job.precision if weighted else "bf16"
+        formed = self.job.precision if weighted and row.op.component not in _WIDE else "bf16"
         through = calc("moved + 2*weights", "B", moved=moved, weights=read)
         # gradients are added to those of earlier microbatches: read and written
         gradients = calc(
             "moved + 2*each*weights", "B", moved=moved, each=self.gradient_bytes, weights=held
         )
-        forward = self._seconds(row, through, formed)
-        if not weighted:
-            twice = calc("2*forward", "s", forward=forward)
-            return RowCost(row.op.name, forward, twice, 0)
-        into = self._seconds(row, gradients, formed)
-        return RowCost(row.op.name, forward, forward, into)
+        once = self._seconds(row, through, formed)
+        if formed == "fp8" and self.times.stack.calibrated:
+            once = self._with_casts(row, moved, once)
+        back, into = 1.0, Seconds(0, 0, 0)
+        if weighted:
+            into = self._seconds(row, gradients, formed)
+        else:
+            back = self.times.attention_backward if row.op.kind == "attention" else 2.0
+        inputs = once.expected
+        if back != 1:
+            inputs = calc(f"{back:g}*forward", "s", forward=once.expected)
+        lower, upper = (
+            calc(f"{1 + back:g}*forward + into", "s", forward=a, into=b)
+            for a, b in ((once.lower, into.lower), (once.upper, into.upper))
+        )
+        return RowCost(
+            row.op.name, once.expected, inputs, into.expected, lower, upper,
+            (once.lower, once.upper),
+        )  # fmt: skip
 
-    def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Any:
+    def _with_casts(self, row: OwnRow, moved: Any, seconds: Seconds) -> Seconds:
+        """With the pass in which a matmul's bf16 operand is turned into fp8, once as it is and once
+        transposed for the weight gradient: 2 bytes of an element are read and 2 written. Forward
+        casts inputs and backward output gradients, each about half of what the row moves.
+        """
+        work = Work(f"{row.op.name} casts", "pointwise", 0, moved, "bf16")
+        cast = self.times.seconds(work, explained=self.own.degrees.explained)
+        return Seconds(
+            *(calc("matmul + cast", "s", matmul=a, cast=b)
+              for a, b in zip(seconds, cast, strict=True))
+        )  # fmt: skip
+
+    def _seconds(self, row: OwnRow, moved: Any, number_format: str) -> Seconds:
         gemm = row.op.gemm
         shape = tuple(row.scope(side) for side in gemm) if gemm is not None else None
         work = Work(
@@ -179,6 +221,7 @@ class Coster:
             number_format,
             shape,
             row.scope(row.op.groups),
+            row.scope("E") if row.op.kind == "grouped_linear" else 1,
         )
         return self.times.seconds(work, explained=self.own.degrees.explained)
 
@@ -197,8 +240,8 @@ class Coster:
 
     def _wait(self, n: dict[str, Any], moes: int) -> None:
         """What a fitted stack adds to its kernels' time: gaps, and the host's part."""
-        stack = self.times.stack if isinstance(self.times, Roofline) else None
-        if stack is None or (stack.busy == 1 and not stack.host):
+        stack = self.times.stack
+        if stack.busy == 1 and not stack.host:
             return
         source = Source("assumed", f"stack {stack.name}: {stack.source}")
         busy = Quantity.given(stack.busy, "", "busy", source)
@@ -288,11 +331,18 @@ class Coster:
             "compute": compute,
             "recompute": again,
             **parts,
-            **(self._bounds(sent, work, full) if self.bounds else {}),
+            **(self._bounds(sent, rows, full) if self.bounds else {}),
         }
 
-    def _bounds(self, sent: list[Message], work: Any, full: bool) -> dict[str, Any]:
-        """Seconds where all messages run under compute, and where none do; bytes by tier."""
+    def _bounds(self, sent: list[Message], rows: list[RowCost], full: bool) -> dict[str, Any]:
+        """Seconds where all messages run under compute and rows are at the fast end of their bands,
+        and where none do and rows are at the slow end; bytes by tier."""
+        least, most = (
+            self._slowed(
+                add({f"{r.name} {i}": getattr(r, bound) for i, r in enumerate(rows)}, "s"), sent
+            )
+            for bound in ("lower", "upper")
+        )
         every = ("tp", "etp", "ep", "cp")
         upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
         lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
@@ -301,9 +351,9 @@ class Coster:
             lower.append(lower[0])
         return {
             "lower": calc(
-                "max(work, sent)", "s", work=work, sent=add(dict(enumerate_(lower)), "s")
+                "max(work, sent)", "s", work=least, sent=add(dict(enumerate_(lower)), "s")
             ),
-            "upper": calc("work + sent", "s", work=work, sent=add(dict(enumerate_(upper)), "s")),
+            "upper": calc("work + sent", "s", work=most, sent=add(dict(enumerate_(upper)), "s")),
             **{x: _sent(sent, x, full) for x in ("up", "out")},
         }
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from moeplan.calc import calc
+from moeplan.calc import calc, value
 from moeplan.cluster.network import Collective, Network
 from moeplan.estimation.all_to_all import Traffic, all_to_all
 from moeplan.model.ffn import MoE
 from moeplan.parallel.divide import Divided
 from moeplan.parallel.stages import Piece
-from moeplan.quantity import Quantity
+from moeplan.quantity import Quantity, Source
 
 __all__ = ["ExchangeFormats", "Message", "collective", "messages"]
 
@@ -77,7 +77,11 @@ def collective(
         out = calc("pick(inside >= n, 0, sent/inside)", "B", inside=inside, n=n, sent=sent)
         up = calc("sent - out", "B", sent=sent, out=out)
     seconds = net.seconds(op, size, n, inside)
-    return Message(op, group, size, n, inside, up, out, seconds, seconds, seconds, forward,
+    low, high = (
+        seconds if factor == 1 else calc(f"{factor:.4g}*seconds", "s", seconds=seconds)
+        for factor in net.band
+    )
+    return Message(op, group, size, n, inside, up, out, low, seconds, high, forward,
                    backward)  # fmt: skip
 
 
@@ -152,7 +156,17 @@ def _experts(own: Divided, moe: MoE, net: Network, formats: ExchangeFormats) -> 
     back = found.backward()
     plain = not d.explained
     out = [
-        _exchange(net, name, getattr(result, name), d.ep, inside, plain, forward, backward)
+        _exchange(
+            net,
+            name,
+            getattr(result, name),
+            d.ep,
+            inside,
+            plain,
+            forward,
+            backward,
+            low_latency=formats.policy == "copies",
+        )
         for result, forward, backward in ((found, 1, 0), (back, 0, 1))
         for name in ("dispatch", "combine")
     ]
@@ -181,8 +195,38 @@ def _expert_tensor(own: Divided, moe: MoE, net: Network, symbols: dict[str, Any]
     ]
 
 
+def _by_kernel(
+    net: Network, name: str, links: dict[str, Any], inside: Any, slowest: Any
+) -> tuple[Any, Any]:
+    """Expected and most seconds of an exchange by measured kernels: inside the domain by their
+    table, across domains by the NIC with the kernel's fixed cost; the fullest GPU counts.
+    """
+    assert net.collectives is not None
+    found: Any = net.collectives.exchange(name, value(links["a"]), value(inside))
+    fixed: Any = net.collectives.fixed(name)
+    if isinstance(links["a"], Quantity):
+        note = "; ".join(next(iter(net.collectives.sources().items())))
+        found = Quantity(found, "s", formula=f"table of {name}", inputs={"bytes": links["a"]},
+                         note=note)  # fmt: skip
+        fixed = Quantity.given(fixed, "s", "fixed", Source("measured", note))
+    across = calc("pick(b > 0, fixed + latency + b/out, 0*b)", "s", fixed=fixed,
+                  b=links["b"], out=links["out"], latency=links["latency"])  # fmt: skip
+    given = {"near": found, "across": across, "slowest": slowest}
+    return (
+        calc("max(near, across)*slowest", "s", **given),
+        calc(f"{net.band[1]:.4g}*(near + across)*slowest", "s", **given),
+    )
+
+
 def _exchange(
-    net: Network, name: str, traffic: Traffic, n: Any, inside: Any, plain: bool, *times: int
+    net: Network,
+    name: str,
+    traffic: Traffic,
+    n: Any,
+    inside: Any,
+    plain: bool,
+    *times: int,
+    low_latency: bool = False,
 ) -> Message:
     def bare(quantity: Quantity) -> Any:
         return quantity.value if plain else quantity
@@ -199,7 +243,10 @@ def _exchange(
     )
     links = {"a": up, "b": out, "up": rates["up"], "out": rates["out"], "latency": latency}
     lower = calc("max(a/up, b/out) + latency", "s", **links)
+    size = bare(traffic.total_sent)
+    if net.collectives is not None and not low_latency:
+        seconds, upper = _by_kernel(net, name, links, inside, slowest)
+        return Message(name, "ep", size, n, inside, up, out, lower, seconds, upper, *times)
     seconds = calc("max(a/up, b/out)*slowest + latency", "s", slowest=slowest, **links)
     upper = calc("(a/up + b/out)*slowest + latency", "s", slowest=slowest, **links)
-    size = bare(traffic.total_sent)
     return Message(name, "ep", size, n, inside, up, out, lower, seconds, upper, *times)

@@ -20,7 +20,7 @@ from moeplan.parallel.account import account_named
 from moeplan.parallel.divide import Degrees, Divided, widths
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.lookup import CHUNK, Tables, piece_counts, some
-from moeplan.parallel.optime import Roofline, RowTimes, stack_named
+from moeplan.parallel.optime import RowTimes, row_times
 from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
 from moeplan.parallel.stages import Pieces, Rank, places, ranks
 from moeplan.parallel.step import StepInputs, training_step
@@ -75,11 +75,11 @@ class TrainingPlan:
         collectives: Collectives | None = None,
     ) -> None:
         self.spec, self.cluster, self.job = spec, cluster, job
-        self.net = Network.of(cluster, collectives)
+        self.times: RowTimes = times or row_times(cluster.gpu, job.stack)
+        self.net = Network.of(cluster, collectives or self.times.fabric)
         self.pieces = Pieces(spec, mtp=job.mtp)
         self.account = account_named(job.account)
         self.optimizer = optimizer_named(job.optimizer)
-        self.times: RowTimes = times or Roofline(cluster.gpu, stack_named(job.stack))
         self.widths = widths(self.pieces.all)
         reported = cluster.gpu.memory_reported
         self.capacity = cluster.gpu.memory_bytes if reported is None else reported
@@ -226,7 +226,7 @@ class TrainingPlan:
             v,
             layout,
             job,
-            self.net,
+            self.net.line,  # of every layout and large: their tables' bandwidth counts
             self.optimizer,
             bandwidth if explained else bandwidth.value,
             hidden if explained else hidden.value,

@@ -67,7 +67,7 @@ class _Overheads(_Table):
     dispatch: str | None = Field(None, description="format of rows sent to experts")
     combine: str | None = Field(None, description="format of rows sent back")
     imbalance: Amount | None = Field(None, description="load of the fullest GPU over the mean")
-    stack: str | None = Field(None, description="what kernels reach: datasheet, kernels, ...")
+    stack: str | None = Field(None, description="how ops are timed: calibrated, datasheet, ...")
     price: Amount | None = Field(None, description='"$2/h", or a kind of price')
     framework: Amount | None = Field(None, description="bytes of context, libraries, buffers")
     fragmentation: Amount | None = Field(None, description="share that the allocator loses")

@@ -173,7 +173,7 @@ def _kernel_notes(kind: str) -> list[str]:
 
 def _guarded(runner: Runner, parts: Sequence[Part]) -> tuple[str, int]:
     """Run, and put into a sentence how it ended."""
-    from moeplan.profile.runner import DeviceLost
+    from moeplan.profile.failures import DeviceLost
 
     try:
         runner.run(parts)

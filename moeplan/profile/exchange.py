@@ -298,9 +298,12 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 def start(device: str) -> None:
     """Join the group that torchrun describes in the environment."""
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    own = None
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=120))
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(own)
+    timeout = timedelta(seconds=120)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=own)
 
 
 def _show(document: dict[str, Any], options: argparse.Namespace) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from moeplan.errors import UserError
 from moeplan.load import load_config, load_preset
+from moeplan.model.ffn import MoE
 from moeplan.profile.assignment import Assignment
 from moeplan.profile.predict import dtype_bytes
 from moeplan.profile.record import Direction
@@ -23,6 +24,7 @@ __all__ = [
     "Asked",
     "ProfileOptions",
     "asked_on",
+    "check_built",
     "check_options",
     "device_notes",
     "place_of",
@@ -30,7 +32,7 @@ __all__ = [
     "seconds_of",
 ]
 
-QUICK_SECONDS = 40.0
+QUICK_SECONDS, QUICK_PART = 40.0, 20.0  # of a model, and of each in a suite
 SAMPLES, QUICK_SAMPLES = 20, 5
 
 
@@ -98,6 +100,14 @@ class Asked(NamedTuple):
     parts: list[Part]
 
 
+def check_built(block: MoE, dtype: str) -> None:
+    """Raise UserError where the measured layer does not build a block, without any data."""
+    from moeplan.profile.bench import DTYPES
+    from moeplan.profile.layer import Layer
+
+    Layer(block, dtype=DTYPES[dtype], device="meta")
+
+
 def asked_on(options: ProfileOptions, kind: str) -> Asked:
     """The options' meaning. Raises UserError for what is not known or does not fit."""
     dtype = options.dtype or ("bf16" if kind == "cuda" else "fp32")
@@ -110,6 +120,8 @@ def asked_on(options: ProfileOptions, kind: str) -> Asked:
     parts = _plan(options, tokens, routing, backends, dtype, directions)
     for job in (job for part in parts for job in part.jobs):
         job.routing.check(job.tokens, int(job.block.values["E"]), int(job.block.values["k"]))
+    if options.suite is None:  # a suite notes the layers that it cannot build, and goes on
+        check_built(parts[0].jobs[0].block, dtype)
     return Asked(tokens, routing, backends, dtype, directions, parts)
 
 
@@ -122,7 +134,8 @@ def _plan(
     directions: Sequence[Direction],
 ) -> list[Part]:
     if options.suite is not None:
-        return suite(options.suite, tokens, backends, dtype, directions)
+        parts = suite(options.suite, tokens, backends, dtype, directions)
+        return [replace(part, seconds=QUICK_PART) for part in parts] if options.quick else parts
     if options.preset is not None:
         spec = load_preset(options.preset)
     else:
@@ -164,7 +177,7 @@ def seconds_of(options: ProfileOptions) -> float:
     """Seconds that the run may take, infinite without a limit."""
     if options.budget is not None:
         return float(parse(options.budget, "time", where="--budget"))
-    if options.quick:
+    if options.quick and options.suite is None:
         return QUICK_SECONDS
     return GPU_SECONDS if options.suite == "gpu" else math.inf
 

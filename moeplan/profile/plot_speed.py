@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moeplan.profile.plot_look import RecordSheet, handle, measured_cases, numbered
+from moeplan.profile.predict import JUDGED
 from moeplan.profile.record import Case, Record, quantile
 from moeplan.report.plots.sheet import brief, log_axis, look
 from moeplan.report.style import INK, model_style
@@ -49,7 +50,8 @@ def plot_speed(records: Sequence[Record]) -> Figure:
         return sheet.finish(
             "Speed of one layer against the tokens of a pass",
             _fastest(cases),
-            "One MoE layer alone, without attention and the rest of the model." + numbered(records),
+            "One MoE layer alone, without attention and the rest of the model. Hollow: backends to "
+            "compare with." + numbered(records),
             keys,
         )
 
@@ -105,7 +107,13 @@ def _speed_line(ax: Axes, cases: Sequence[Case], colour: str) -> list[float]:
         high.append(case.tokens / quantile(samples, 0.1) - y[-1])
         expected.append(case.tokens / case.prediction.expected)
         floor.append(case.tokens / case.prediction.floor)
-    ax.errorbar(x, y, (low, high), color=colour, marker="o", capsize=2, linewidth=1.6)
+    own = cases[0].backend in JUDGED
+    ax.errorbar(
+        x, y, (low, high), color=colour, marker="o", capsize=2, linewidth=1.6 if own else 0.8,
+        markerfacecolor=colour if own else "white",
+    )  # fmt: skip
+    if not own:  # predictions and floors are those of the others
+        return [*y, *(a - b for a, b in zip(y, low, strict=True))]
     ax.plot(x, expected, "--", color=colour)
     ax.plot(x, floor, ":", color=colour)
     return [*y, *(a - b for a, b in zip(y, low, strict=True)), *expected, *floor]

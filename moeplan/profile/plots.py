@@ -39,6 +39,7 @@ __all__ = [
     "plot_speed",
 ]
 
+MOST_BARS, MOST_LINES = 24, 10  # cases that one plot has room for
 BANDS = (0.1, 0.3)  # of the prediction, shaded around equality
 
 
@@ -110,8 +111,10 @@ def _equal_axes(ax: Axes, values: Sequence[float]) -> None:
 def plot_ops(records: Sequence[Record]) -> Figure:
     """Time by op of each case, measured beside predicted, as shares of the measured time."""
     with look():
-        cases = measured_cases(records)[:24]
-        sheet = RecordSheet(records, 10, 4.2)
+        every = measured_cases(records)
+        cases = every[:MOST_BARS]
+        many = len(cases) > 10
+        sheet = RecordSheet(records, 10, 5.6 if many else 4.2)
         ax = sheet.figure.subplots()
         names: dict[str, None] = {}
         for place, case in enumerate(cases):
@@ -133,10 +136,13 @@ def plot_ops(records: Sequence[Record]) -> Figure:
             assert case.measured is not None
             ax.annotate(
                 brief(fmt_time(case.measured.layer.median)), (place, top + 0.02), ha="center",
-                va="bottom", size=7.5, annotation_clip=False, rotation=90 if len(cases) > 10 else 0,
+                va="bottom", size=7.5, annotation_clip=False, rotation=90 if many else 0,
             )  # fmt: skip
         ax.axhline(1, color=INK, linewidth=0.8)
-        ax.set_xticks(range(len(cases)), [_tick(case, cases) for case in cases])
+        ticks = [_tick(case, cases, ", " if many else "\n") for case in cases]
+        ax.set_xticks(
+            range(len(cases)), ticks, rotation=90 if many else 0, size=7 if many else None
+        )
         ax.set_ylabel("share of the measured time of all ops")
         ax.set_ylim(0, max(1.12, 1.1 * ax.get_ylim()[1]))
         ax.grid(False, axis="x")
@@ -144,18 +150,23 @@ def plot_ops(records: Sequence[Record]) -> Figure:
             "Time by op: measured (left) beside predicted (right, pale)",
             _longest(cases),
             "Bars of a case are shares of the time that its ops took; the layer's own time stands "
-            "above. In cases with a backward pass each op appears twice, forward below.",
+            "above. In cases with a backward pass each op appears twice, forward below."
+            + _first(cases, every),
             [patch(name, op_look(name)) for name in names],
         )
 
 
-def _tick(case: Case, cases: Sequence[Case]) -> str:
-    lines = [f"{case.tokens:,}", "fwd" if case.direction == "forward" else "fwd+bwd"]
-    if len({c.subject for c in cases}) > 1:
-        lines.append(case.subject.partition("-")[0])
-    if len({c.routing for c in cases}) > 1:
-        lines.append(case.routing)
-    return "\n".join(lines)
+def _tick(case: Case, cases: Sequence[Case], between: str) -> str:
+    """What tells a case from the others: tokens and pass, and what varies beside them."""
+    parts = [f"{case.tokens:,}", "fwd" if case.direction == "forward" else "fwd+bwd"]
+    for what in ("subject", "routing", "backend"):
+        if len({getattr(c, what) for c in cases}) > 1:
+            parts.append(getattr(case, what))
+    return between.join(parts)
+
+
+def _first(cases: Sequence[Case], every: Sequence[Case]) -> str:
+    return "" if len(cases) == len(every) else f" The first {len(cases)} of {len(every)} cases."
 
 
 def _longest(cases: Sequence[Case]) -> str:
@@ -251,7 +262,7 @@ def plot_rows(records: Sequence[Record]) -> Figure:
         shown: dict[tuple[str, int, str], Case] = {}
         for case in measured_cases(records):
             shown.setdefault((case.subject, case.tokens, case.routing), case)
-        cases = list(shown.values())[-10:]
+        cases = list(shown.values())[-MOST_LINES:]
         keys, found = [], []
         for number, case in enumerate(cases):
             style, rows = model_style(number), sorted(case.rows_per_expert, reverse=True)

@@ -20,6 +20,7 @@ import torch
 from moeplan.errors import UserError
 from moeplan.profile import bench, checks, device, store
 from moeplan.profile.assignment import Ids, rows_per_expert
+from moeplan.profile.failures import DeviceLost, is_device_lost, is_out_of_memory
 from moeplan.profile.functions import uses_kernels
 from moeplan.profile.layer import Layer
 from moeplan.profile.memory import PeakMemory
@@ -45,37 +46,9 @@ from moeplan.profile.schedule import (
 from moeplan.profile.suite import Job, Part
 from moeplan.units import fmt_bytes
 
-__all__ = ["DeviceLost", "Runner", "is_device_lost", "is_out_of_memory"]
+__all__ = ["Runner"]
 
 _FULL_CHECK_TOKENS = 32
-
-
-class DeviceLost(Exception):
-    """The device does not answer any more: a new process is needed."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in text
-        or "can't allocate memory" in text
-        or "out of memory" in text
-        or "CUBLAS_STATUS_ALLOC_FAILED" in text
-    )
-
-
-def is_device_lost(error: BaseException) -> bool:
-    """Whether an error leaves the CUDA context unusable; a library's refusal (cuBLAS) does not."""
-    lost = getattr(torch, "AcceleratorError", None)
-    if lost is not None and isinstance(error, lost):
-        return True
-    text = str(error)
-    if "CUBLAS_STATUS_" in text and "EXECUTION_FAILED" not in text:
-        return False
-    return isinstance(error, RuntimeError) and ("CUDA error" in text or "CUDA driver error" in text)
 
 
 def _is_less(one: Job, other: Job) -> bool:
@@ -259,15 +232,25 @@ class Runner:
             case.state, case.free_bytes = "skipped", free
             case.reason = f"does not fit: {fmt_bytes(needed)} predicted, {fmt_bytes(free)} free"
             return case
-        if time.monotonic() > deadline:
-            spent = "the time budget was spent before it"
-            case.state, case.reason = "out of time", spent
-            if math.isinf(deadline):
-                case.reason = "the time budget is too short for a smaller case already"
+        late = self._too_late(case.prediction.expected, deadline)
+        if late:
+            case.state, case.reason = "out of time", late
             return case
         record.put(case)
         self._save(record)  # the prediction is on disk before the run
         return self._run(job, case, ids, record, deadline)
+
+    def _too_late(self, expected: float, deadline: float) -> str:
+        """Why a case does not end by the deadline, or nothing where it may."""
+        left = deadline - time.monotonic()
+        if math.isinf(left) and left < 0:
+            return "the time budget is too short for a smaller case already"
+        if left < 0:
+            return "the time budget was spent before it"
+        needed = expected * (2 * self.settings.samples + 2)
+        if needed > left:
+            return f"the time budget is too short: it is predicted to take {needed:.0f} s"
+        return ""
 
     def _run(self, job: Job, case: Case, ids: Ids, record: Record, deadline: float) -> Case:
         assert case.prediction is not None

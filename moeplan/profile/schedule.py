@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from moeplan.cluster.hardware import gpu
+from moeplan.errors import UserError
 from moeplan.profile.backends import backend_named
 from moeplan.profile.bench import MOST_GRAPHS, turns_needed
 from moeplan.profile.memory import PeakMemory, peak_memory
+from moeplan.profile.options import check_built
 from moeplan.profile.predict import Shape, calibration_for, dtype_bytes, predict
 from moeplan.profile.record import Prediction, Roof
 from moeplan.profile.suite import Job, Part
@@ -153,13 +155,18 @@ def schedule(
     """Every case of a plan in its order. budget: seconds after which no case begins."""
     clock, layer = OVERHEADS[machine.kind].start, ("", "", "")
     out: list[Step] = []
+    refused: dict[str, bool] = {}
     for part in parts:
         ends = min(budget, clock + part.seconds) if part.seconds is not None else budget
         for job in part.jobs:
             memory = memory_of(job, kernels=machine.kernels)
             made = prediction_of(job, _usual_rows(job), memory, machine.roofs, machine.name)
             needed, seconds, why = needed_bytes(memory, made, machine.cache_bytes), 0.0, ""
-            if needed > KEEP_FREE * machine.free:
+            if job.subject not in refused:
+                refused[job.subject] = _refused(job)
+            if refused[job.subject]:
+                why = "not built"
+            elif needed > KEEP_FREE * machine.free:
                 why = "does not fit"
             elif clock + (lasting := _lasting(job, made, layer, samples, machine.kind)) > ends:
                 why = "no time left"
@@ -168,6 +175,15 @@ def schedule(
             out.append(Step(part, job, made.expected, needed, clock, seconds, why))
             clock += seconds
     return out
+
+
+def _refused(job: Job) -> bool:
+    """Whether the measured layer does not build the block, or its matmuls not its widths."""
+    try:
+        check_built(job.block, job.dtype)
+    except UserError:
+        return True
+    return False
 
 
 def _lasting(
@@ -213,7 +229,7 @@ def _notes(steps: Sequence[Step], machine: Machine, budget: float) -> list[str]:
         notes.append("roofs: assumed shares of the datasheet (80 % of the peak, 90 % of bandwidth)")
     if not math.isinf(budget):
         notes.append(f"ends after {_minutes(budget)} in any case; what is left can be resumed")
-    for why in ("does not fit", "no time left"):
+    for why in ("not built", "does not fit", "no time left"):
         left = [step for step in steps if step.why == why]
         if left:
             named = ", ".join(f"{s.job.subject} {s.job.tokens:,}" for s in left[:4])

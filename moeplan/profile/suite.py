@@ -43,6 +43,18 @@ GRID = (
     (7168, 2048, 64, 8),
 )
 GRID_SIZES = (1, 8, 32, 128, 512, 2048, 8192)
+CPU_GRID = (
+    (512, 256, 32, 8),
+    (768, 384, 16, 4),
+    (1024, 768, 8, 2),
+    (1024, 2048, 8, 2),
+    (1280, 640, 64, 6),
+    (1536, 512, 16, 2),
+    (2048, 512, 32, 4),
+    (2048, 768, 8, 1),
+)
+"""Shapes that one core computes within the seconds of a grid; no preset is among them."""
+CPU_GRID_SIZES = (1, 4, 16, 64, 256)
 GRID_SECONDS = 120.0
 OTHER_SECONDS = 20.0  # of another backend on one model
 GPU_SECONDS = 660.0  # of 12 minutes; the rest is for starting torch and building layers
@@ -154,13 +166,20 @@ def _gpu(
     return parts
 
 
-def _grid(backend: str, dtype: str) -> Part:
+def _grid(
+    backend: str,
+    dtype: str,
+    shapes: Sequence[tuple[int, int, int, int]] = GRID,
+    sizes: Sequence[int] = GRID_SIZES,
+    skew: int = 512,
+) -> Part:
+    """The calibration grid. skew: the size that is routed unevenly, so that a fit sees that."""
     jobs = []
-    for d, f, e, k in GRID:
+    for d, f, e, k in shapes:
         name = f"grid-d{d}-f{f}-e{e}-k{k}"
         block = MoE(D=d, E=e, k=k, F=f)
-        for size in GRID_SIZES:
-            skewed = size == 512  # one size under skew, so that a fit sees uneven loads
+        for size in sizes:
+            skewed = size == skew
             routing = Assignment("zipf", 1.2) if skewed else Assignment("uniform")
             jobs.append(
                 Job(name, "calibration grid", block, size, routing, backend, dtype, "forward")
@@ -177,8 +196,21 @@ def _all(
     return _named(names, tokens, Assignment("uniform"), backends, dtype, directions)
 
 
-SUITES: dict[str, Plan] = {"gpu": _gpu, "all": _all}
-"""gpu: five presets, calibration grid, backward, other routings. all: every preset."""
+def _grid_alone(
+    tokens: Sequence[int], backends: Sequence[str], dtype: str, directions: Sequence[Direction]
+) -> list[Part]:
+    return [_grid(backends[0], dtype)]
+
+
+def _grid_cpu(
+    tokens: Sequence[int], backends: Sequence[str], dtype: str, directions: Sequence[Direction]
+) -> list[Part]:
+    return [_grid(backends[0], dtype, CPU_GRID, CPU_GRID_SIZES, skew=64)]
+
+
+SUITES: dict[str, Plan] = {"gpu": _gpu, "all": _all, "grid": _grid_alone, "grid-cpu": _grid_cpu}
+"""gpu: five presets, calibration grid, backward, other routings. all: every preset. grid: what
+`moeplan calibrate` fits to, on a GPU; grid-cpu: the same at a CPU's sizes."""
 
 
 def suite(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from moeplan.calibration.errors import Errors
@@ -18,5 +19,6 @@ def errors_table(errors: Sequence[Errors], name: str) -> Table:
     )
     for row in errors:
         figures = (row.mean, row.median, row.p90, row.bias, row.floor_mean, row.floor_median)
-        table.rows.append((row.regime, f"{row.points:,}", *(f"{100 * x:.1f}" for x in figures)))
+        shown = ("" if math.isnan(x) else f"{100 * x:.1f}" for x in figures)
+        table.rows.append((row.regime, f"{row.points:,}", *shown))
     return table

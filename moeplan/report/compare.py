@@ -10,7 +10,7 @@ import numpy as np
 from moeplan.errors import UserError
 from moeplan.estimation.estimate import Estimate
 from moeplan.estimation.scenario import DEFAULTS
-from moeplan.quantity import Number, plain
+from moeplan.quantity import Later, Number, plain
 from moeplan.report.beside import NOTES, beside_tables
 from moeplan.report.columns import Row, side_by_side
 from moeplan.report.tables import Table
@@ -63,7 +63,19 @@ def _at(path: str) -> Callable[[Estimate], Any]:
             if here is None or part not in here:
                 return None
             here = here[part]
+            here = here() if isinstance(here, Later) else here
         return plain(here) if here is not None else None
+
+    return pick
+
+
+def _cost(name: str) -> Callable[[Estimate], Any]:
+    """Dollars per million tokens at the expected time, else at the floor."""
+    path = f"cost.{name}_dollars_per_million_tokens"
+
+    def pick(e: Estimate) -> Any:
+        found = _at(f"{path}.expected")(e)
+        return _at(f"{path}.lower")(e) if found is None else found
 
     return pick
 
@@ -128,10 +140,14 @@ ROWS: tuple[Row, ...] = (
     Row("expert parallelism", _at("all_to_all.ep"), _gpus, compared=False),
     Row("all-to-all in node", _way(0), fmt_bytes),
     Row("all-to-all other nodes", _way(1), fmt_bytes),
-    Row("prefill floor", _at("time.prefill.lower"), fmt_time),
-    Row("decode step floor", _at("time.decode.lower"), fmt_time),
-    Row("prefill $/M tokens", _at("cost.prefill_dollars_per_million_tokens.lower"), _dollars),
-    Row("decode $/M tokens", _at("cost.decode_dollars_per_million_tokens.lower"), _dollars),
+    Row("prefill, expected", _at("time.prefill.calibrated.expected"), fmt_time),
+    Row("prefill, band", _at("time.prefill.calibrated.band"), "±{:.0%}".format),
+    Row("prefill, floor", _at("time.prefill.lower"), fmt_time),
+    Row("decode step, expected", _at("time.decode.calibrated.expected"), fmt_time),
+    Row("decode step, band", _at("time.decode.calibrated.band"), "±{:.0%}".format),
+    Row("decode step, floor", _at("time.decode.lower"), fmt_time),
+    Row("prefill $/M tokens", _cost("prefill"), _dollars),
+    Row("decode $/M tokens", _cost("decode"), _dollars),
 )
 
 
@@ -174,9 +190,10 @@ def _conditions(estimates: Sequence[Estimate]) -> str:
 
     text = (
         f"Context of {used('context')} tokens, batch {used('batch')}, {used('attention')} "
-        f"attention, cache in {used('cache')}, training state {used('optimizer')}. Times and costs "
-        f"are floors of one {used('gpu')}, the datasheet reached in full, with no exchange between "
-        "GPUs."
+        f"attention, cache in {used('cache')}, training state {used('optimizer')}. Times are "
+        f"those of one {used('gpu')} with no exchange between GPUs: expected ones of its "
+        "operations by calibration, with their band, and floors, the datasheet reached in full. "
+        "Costs are at the expected time, or at the floor where there is none."
     )
     if any(e.tree["all_to_all"] is not None for e in estimates):
         text += (

@@ -7,6 +7,7 @@ from typing import Any
 
 from moeplan.estimation.estimate import Estimate
 from moeplan.quantity import Quantity
+from moeplan.report.expected_tables import dollars, exchange_note, expected_tables, floor_notes
 from moeplan.report.speculation import speculation_table
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
@@ -25,25 +26,17 @@ LABELS = {
 }
 WORD = Column("", "left")
 PASSES = ("prefill", "decode", "training")
-FLOOR_NOTE = (
-    "A floor, not a prediction: the datasheet's peak and bandwidth, reached in full. "
-    "Real kernels take longer; --expected gives calibrated times with an error band."
-)
+FLOOR_NOTE = "A floor, not a prediction: the datasheet's peak and bandwidth, reached in full."
 
 
-def estimate_tables(e: Estimate, *, expected: bool = False, detail: bool = False) -> list[Table]:
-    """All tables of an estimate.
-
-    `expected` adds calibrated times, `detail` layers, kept activations and the op rows' floor.
-    """
+def estimate_tables(e: Estimate, *, detail: bool = False) -> list[Table]:
+    """All tables of an estimate; `detail` adds layers, kept activations and the op rows' times."""
     tables = [_model(e), _parameters(e), _flops(e), _cache(e), _weights(e), _training(e)]
     if detail:
         tables += [_layers(e), *_activations(e)]
     if e.tree["all_to_all"] is not None:
         tables.append(_exchange(e))
-    tables.append(_time(e))
-    if expected:
-        tables.append(_expected(e))
+    tables += [*expected_tables(e), _time(e)]
     if "draft" in e.scenario.given:
         tables.append(speculation_table(e))
     if detail:
@@ -115,14 +108,20 @@ def _parameters(e: Estimate) -> Table:
     }
     for key, words in definitions.items():
         count = _value(active[key])
-        table.notes.append(f"active, {words}: {count:,} ({count / whole:.1%} of the total)")
+        span = ""
+        if (ends := p["active_range"]) is not None:
+            low, high = (fmt_count(_value(ends[end][key])) for end in ("fewest", "most"))
+            span = f"; {low} to {high} by token"
+        written, share = fmt_count(count, full=True), f"{count / whole:.1%} of the total"
+        table.notes.append(f"active, {words}: {written} ({share}){span}")
         table.values.append((f"active {key}", "", "", count))
     if _value(p["buffers"]):
         table.notes.append(f"apart: {_value(p['buffers']):,} selection-bias values (buffers)")
     if _value(p["mtp"]):
         table.notes.append(
             f"apart: multi-token prediction {_value(p['mtp']):,}, "
-            f"{_value(p['mtp_active']):,} active, without shared embedding and head"
+            f"{_value(p['mtp_active']):,} active; {_value(p['mtp_active_with_shared']):,} with the "
+            "embedding and head of the model"
         )
     return table
 
@@ -252,25 +251,33 @@ def _activations(e: Estimate) -> list[Table]:
 def _exchange(e: Estimate) -> Table:
     a = e.tree["all_to_all"]
     tokens, ep, node = (_value(a[k]) for k in ("tokens", "ep", "node"))
+    time = e["all_to_all.time"]
+    heads = ("same node", "forwarded", "other nodes", "sent", *(("time",) if time else ()))
     table = Table(
         f"All-to-all of one MoE layer: {tokens:,} tokens a GPU, EP {ep} in nodes of {node}",
-        [WORD, Column("same node"), Column("forwarded"), Column("other nodes"), Column("sent")],
+        [WORD, *(Column(head) for head in heads)],
     )
     keys = ("same_node", "forwarded", "other_nodes", "sent")
+
+    def taken(part: str) -> tuple[str, ...]:
+        return (fmt_time(time[part]["expected"].value),) if time else ()
+
     for name in ("dispatch", "combine"):
         part = a["per_layer"][name]
         label = f"{name} ({a[f'{name}_format']})"
-        table.rows.append((label, *(fmt_bytes(part[key].value) for key in keys)))
+        table.rows.append((label, *(fmt_bytes(part[key].value) for key in keys), *taken(name)))
     for step, words in (
-        ("forward_step", "all layers, forward"),
-        ("training_step", "all, training"),
+        ("forward_step", "layers, forward"),
+        ("training_step", "layers, training"),
     ):
         both = [a[step]["dispatch"][key].value + a[step]["combine"][key].value for key in keys]
-        table.rows.append((words, *(fmt_bytes(n) for n in both)))
+        table.rows.append((words, *(fmt_bytes(n) for n in both), *taken(step)))
     table.notes = [
         f"bytes that a GPU sends, {a['policy']}: a token reaches {a['expected_gpus'].value:.2f} "
         f"GPUs and {a['expected_nodes'].value:.2f} nodes on average",
     ]
+    if time:
+        table.notes.append(exchange_note(time))
     if _value(a["imbalance"]) != 1:
         busiest = fmt_bytes(a["per_layer"]["dispatch"]["busiest"].value)
         table.notes.append(f"the fullest GPU receives up to {busiest} in a dispatch")
@@ -293,18 +300,18 @@ def _time(e: Estimate) -> Table:
     )
     for name in PASSES:
         part = t[name]
-        dollars = cost[f"{name}_dollars_per_million_tokens"]["sequential"].value if cost else None
+        amount = cost[f"{name}_dollars_per_million_tokens"]["sequential"].value if cost else None
         table.rows.append(
             (
                 name,
                 f"{part['tokens'].value:,}",
                 *(fmt_time(part[k].value) for k in ("lower", "sequential", "upper")),
                 fmt_rate(part["sequential_tokens_per_second"].value, "").removesuffix(" /s"),
-                _dollars(dollars) if dollars is not None else "no price",
+                dollars(amount) if amount is not None else "no price",
             )
         )
     table.notes = [
-        FLOOR_NOTE,
+        *floor_notes(e, FLOOR_NOTE),
         "lower: all overlaps; sequential: op after op; upper: nothing overlaps.",
     ]
     if cost:
@@ -316,55 +323,25 @@ def _time(e: Estimate) -> Table:
     return table
 
 
-def _expected(e: Estimate) -> Table:
-    title = f"Expected time on one {e.gpu.name}, operations only"
-    columns = ("lower", "expected", "upper", "band", "tokens/s")
-    table = Table(title, [WORD, *(Column(c) for c in columns)])
-    for name in PASSES:
-        found = e[f"time.{name}.calibrated"]
-        if found is None:
-            table.notes.append("no calibration knows this GPU: see the floor above")
-            return table
-        tokens = e[f"time.{name}.tokens"].value / found["expected"].value
-        table.rows.append(
-            (
-                name,
-                *(fmt_time(found[k].value) for k in ("lower", "expected", "upper")),
-                f"±{found['band'].value:.0%}",
-                fmt_count(tokens),
-            )
-        )
-    table.notes.append(
-        f"calibrations: {', '.join(found['calibrations'])} ({found['origin']}); the band is that "
-        "of their own held-out errors, wider beyond the calibrated range"
-    )
-    if found["outside"]:
-        table.notes.append(f"beyond the calibrated range: {', '.join(found['outside'])}")
-    table.notes.append("what a framework does between operations comes on top: docs/accuracy.md")
-    return table
-
-
-def _dollars(amount: float) -> str:
-    return fmt_money(amount) if amount >= 0.995 else f"${amount:.2g}"
-
-
 def _origin(q: Quantity) -> str:
     return q.source.where if q.source else ""
 
 
 def _ops(e: Estimate, name: str) -> Table:
     table = Table(
-        f"Floor of one layer's rows, {name}",
+        f"Times of one layer's rows, {name}",
         [
             WORD,
             Column("row", "left"),
             Column("FLOPs"),
             Column("bytes"),
-            Column("lower"),
-            Column("upper"),
+            Column("floor"),
+            Column("expected"),
             Column("bound", "left"),
         ],
     )
+    found = e[f"time.{name}.calibrated"]
+    expected = {(r["layer"], r["op"]): r["expected"].value for r in found["rows"]} if found else {}
     shown = ""
     for row in e[f"time.{name}.rows"]:
         label = row["layer"] if row["layer"] != shown else ""
@@ -376,7 +353,7 @@ def _ops(e: Estimate, name: str) -> Table:
                 fmt_flops(row["flops"].value),
                 fmt_bytes(row["bytes"].value),
                 fmt_time(row["lower"].value),
-                fmt_time(row["upper"].value),
+                fmt_time(expected[row["layer"], row["op"]]) if expected else "",
                 row["bound"],
             )
         )
@@ -387,7 +364,9 @@ def _assumptions(e: Estimate) -> Table:
     found = e.assumptions
     table = Table(f"Assumptions behind these figures ({len(found)})", [])
     for entry in found:
-        name = f"{entry['symbol']} = {_short(entry)}: " if entry["symbol"] else ""
+        name = f"{entry['symbol']}: " if entry["symbol"] else ""
+        if entry["value"] is not None:
+            name = f"{entry['symbol']} = {_short(entry)}: "
         table.notes.append(f"- {name}{entry['why']}")
     return table
 

@@ -7,8 +7,9 @@ not known (a bill without a price) is None.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 from moeplan.calc import value
 from moeplan.cluster.hardware import Cluster, all_in_power, price, prices
@@ -23,7 +24,7 @@ from moeplan.parallel import (
     TrainingPlan,
 )
 from moeplan.parallel.account import account_named
-from moeplan.parallel.optime import stack_named
+from moeplan.parallel.optime import AtBound, RowTimes
 from moeplan.parallel.table import HIDDEN
 from moeplan.quantity import Quantity, plain
 
@@ -39,6 +40,7 @@ __all__ = [
 _SHOWN = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "edp", "zero", "microbatch", "batch", "m")
 _KINDS = ("sp", "schedule", "recompute", "overlap", "order", "split")
 _TOLD = ("all_in_power", "price_per_hour")  # in a line of their own
+_ENDS: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
 _SERVED = ("tp", "pp", "dp", "ep", "etp", "edp")
 
 
@@ -76,9 +78,14 @@ def training_answer(
         f"account {job.account}: {account_named(job.account).about}",
         *([] if job.tokens is None else [price_of(job, cluster), power_of(job, cluster)]),
     ]
+    out["band"] = _band(
+        plan.times,
+        lambda times: TrainingPlan(spec, cluster, job, times=times).evaluate(layout),
+        ("step",),
+    )
     if job.tokens is None:
         numbers = {n: x for n, x in numbers.items() if n not in ("dollars", "energy")}
-    out["assumptions"] = assumed(numbers, job.stack, more)
+    out["assumptions"] = assumed(numbers, plan.times, more)
     return bare_tree(out)
 
 
@@ -98,6 +105,13 @@ def serving_answer(
     out["job"] = _job(job, names)
     numbers = plan.evaluate(layout, gpus)  # nan where nothing fits
     out |= {**numbers, "binds": SERVING_BINDS[numbers["binds"]]}
+    out["band"] = _band(
+        plan.inference.times,
+        lambda times: ServingPlan(
+            spec, cluster, replace(job, batch=numbers["batch"] if numbers["fits"] else 1), times
+        ).evaluate(layout, gpus),
+        ("ttft", "tpot"),
+    )
     accepted = f", each accepted with {plain(job.acceptance):g}" if plain(job.draft) else ""
     more = [
         f"exchange: dispatch in {job.dispatch}, combine in {job.combine}, decoding "
@@ -107,8 +121,16 @@ def serving_answer(
         "times the prefill",
         price_of(job, cluster),
     ]
-    out["assumptions"] = assumed(found, job.stack, more)
+    out["assumptions"] = assumed(found, plan.inference.times, more)
     return bare_tree(out)
+
+
+def _band(
+    times: RowTimes, evaluate: Callable[[RowTimes], Mapping[str, Any]], names: tuple[str, ...]
+) -> dict[str, list[Any]]:
+    """Of each figure its values with all ops at the fast, and at the slow end of their bands."""
+    ends = [evaluate(AtBound(times, bound)) for bound in _ENDS]
+    return {name: [end[name] for end in ends] for name in names}
 
 
 def _head(
@@ -166,28 +188,39 @@ def power_of(job: TrainingJob, cluster: Cluster) -> str:
     return f"power: {found.value:,g} W a GPU, all in{where}"
 
 
-def assumed(found: Mapping[str, Any], stack: str, more: list[str]) -> list[dict[str, Any]]:
-    """The stack with all its parts, what the numbers assume below them, and what the job does."""
-    s = stack_named(stack)
-    out = [
-        _entry(
-            f"stack {s.name}: linear {s.linear:.2f}, grouped {s.grouped:.2f}, attention "
-            f"{s.attention:.2f} of the matmul peak, times {s.low:g} in 8 bit; {s.memory:.2f} of "
-            f"the memory bandwidth; busy {s.busy:.2f}, {1e6 * s.launch:g} us between kernels, host "
-            f"{1e3 * s.host:g} ms an MoE layer; {s.source}"
-        )
-    ]
+def assumed(found: Mapping[str, Any], times: RowTimes, more: list[str]) -> list[dict[str, Any]]:
+    """How rows are timed, what the numbers assume below that, and what the job does."""
+    told = [f"stack {times.stack.name}: {_stack(times)}"]
+    known = times.sources()
+    told += [f"{about}; {why}" for about, why in known.items()]
     seen: dict[str, Quantity] = {}
     for number in found.values():
         for assumed in number.assumptions() if isinstance(number, Quantity) else ():
             assert assumed.source is not None
-            if not assumed.source.where.startswith(f"stack {s.name}:"):
-                seen.setdefault(assumed.source.where, assumed)
+            where = assumed.source.where
+            if not (where.startswith(f"stack {times.stack.name}:") or where in known.values()):
+                seen.setdefault(where, assumed)
+    out = [_entry(why) for why in told]
     for where, q in sorted(seen.items()):
         if q.symbol in _TOLD:
             continue
         out.append({"symbol": q.symbol, "value": q.value, "unit": q.unit, "why": where})
     return out + [_entry(why) for why in more]
+
+
+def _stack(times: RowTimes) -> str:
+    """What a stack takes of the peaks and adds for software, in words."""
+    s = times.stack
+    parts = []
+    if not s.calibrated:
+        parts.append(
+            f"linear {s.linear:.2f}, grouped {s.grouped:.2f}, attention {s.attention:.2f} of the "
+            f"matmul peak, times {s.low:g} in 8 bit; {s.memory:.2f} of the memory bandwidth; "
+            f"{1e6 * s.launch:g} us between kernels"
+        )
+    if s.busy != 1 or s.host:
+        parts.append(f"busy {s.busy:.2f}, host {1e3 * s.host:g} ms an MoE layer")
+    return "; ".join([*parts, s.source])
 
 
 def _entry(why: str) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from moeplan.cluster.hardware import Gpu, all_in_power, gpu, gpus, prices
+from moeplan.errors import UserError, near_miss
 from moeplan.estimation.parameters import active, count
 from moeplan.load import load_preset
-from moeplan.presets import presets
+from moeplan.presets import Preset, names, presets
 from moeplan.quantity import Quantity
+from moeplan.report.families import kinds
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_money, fmt_rate
 
@@ -17,15 +20,20 @@ __all__ = ["hardware_rows", "hardware_tables", "preset_rows", "preset_table"]
 
 
 def preset_rows(search: str = "") -> list[dict[str, Any]]:
-    """Every preset that `search` finds: name, aliases, family, sizes, source and date."""
+    """Every preset that `search` finds: name, aliases, family, sizes, source and date.
+
+    Words are looked for in `Preset.words`, the family and the kinds of mixers and feed-forwards.
+    Raises UserError, with a near miss, where no preset holds them all.
+    """
     rows = []
-    for entry in presets(search):
+    for entry in _found(search):
         spec = load_preset(entry.name)
         rows.append(
             {
                 "name": entry.name,
                 "aliases": list(entry.aliases),
                 "title": entry.title,
+                "organisation": entry.organisation,
                 "family": spec.family,
                 "total": count(spec),
                 "active": active(spec)["all"].value,
@@ -36,6 +44,26 @@ def preset_rows(search: str = "") -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _found(search: str) -> list[Preset]:
+    wanted = search.lower().split()
+    if not wanted:
+        return presets()
+    texts = {entry: f"{entry.words} {_kinds(entry)}" for entry in presets()}
+    found = [entry for entry, text in texts.items() if all(word in text for word in wanted)]
+    if found:
+        return found
+    every = " ".join(texts.values())
+    missing = next((word for word in wanted if word not in every), "")
+    hint = near_miss(missing, [*names(), *re.findall(r"[^\s,;()]+", every)]) if missing else ""
+    raise UserError(f"no preset holds {search!r}{hint}; `moeplan presets` lists all {len(texts)}")
+
+
+def _kinds(entry: Preset) -> str:
+    spec = load_preset(entry.name)
+    mixers, feed = kinds(spec)
+    return " ".join((spec.family, *mixers, *feed)).lower()
 
 
 def preset_table(rows: list[dict[str, Any]], search: str = "") -> Table:

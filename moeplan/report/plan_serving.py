@@ -200,4 +200,4 @@ def _assumptions(found: ServingFound) -> list[dict[str, Any]]:
         f"rate; TTFT is {plain(own.queueing):g} times the prefill",
         price_of(own, found.cluster),
     ]
-    return assumed(explained, own.stack, more)
+    return assumed(explained, plan.inference.times, more)

@@ -86,7 +86,7 @@ def _assumptions(plan: TrainingPlan, layout: Layout, gpus: int) -> list[dict[str
     if plan.job.tokens is None:
         numbers = {n: x for n, x in numbers.items() if n not in ("dollars", "energy")}
     more = [price_of(plan.job, plan.cluster), power_of(plan.job, plan.cluster)]
-    return assumed(numbers, plan.job.stack, more)
+    return assumed(numbers, plan.times, more)
 
 
 def row(plan: TrainingPlan, layout: Layout, gpus: int, reproduce: str) -> dict[str, Any]:

@@ -47,16 +47,30 @@ class ModelSection(_Section):
     topk_group: int | None = None
 
 
-class ActiveParameters(_Section):
-    """Parameters that one token touches, by definition."""
+class ActiveByDefinition(_Section):
+    """Parameters that one token touches, by definition: in expectation, where that varies."""
 
-    all: int
+    all: Number
     """Every tensor touched, the whole input embedding included."""
-    without_input_embedding: int
+    without_input_embedding: Number
     """Without the table that is only looked up; a tied table stays, the head multiplies by it."""
-    without_embeddings: int
+    without_embeddings: Number
     """Without input embedding and output head."""
-    by_component: dict[str, int]
+
+
+class ActiveParameters(ActiveByDefinition):
+    """The same in expectation, and by component."""
+
+    by_component: dict[str, Number]
+
+
+class ActiveRange(_Section):
+    """The ends between which zero-computation experts let a token's parameters vary."""
+
+    fewest: ActiveByDefinition
+    """None of the chosen experts holds weights."""
+    most: ActiveByDefinition
+    """All of them do."""
 
 
 class LayerParameters(_Section):
@@ -66,7 +80,7 @@ class LayerParameters(_Section):
     role: Literal["model", "mtp", "encoder"]
     layers: int
     total: int
-    active: int
+    active: Number
     by_component: dict[str, int]
 
 
@@ -75,9 +89,13 @@ class Parameters(_Section):
 
     total: int
     active: ActiveParameters
+    active_range: ActiveRange | None
+    """Of models with zero-computation experts; `active` is the expectation."""
     mtp: int
     """Parameters of multi-token-prediction modules, without shared embedding and head."""
-    mtp_active: int
+    mtp_active: Number
+    mtp_active_with_shared: Number
+    """The same with the embedding and the output head, which are the model's own."""
     buffers: int
     """Values kept in the checkpoint that no gradient trains (selection biases)."""
     by_component: dict[str, int]
@@ -199,6 +217,25 @@ class Exchange(_Section):
     combine: TrafficOfDirection
 
 
+class Bounds(_Section):
+    """Seconds, with the band of what they come from."""
+
+    lower: Number
+    expected: Number
+    upper: Number
+
+
+class ExchangeTime(_Section):
+    """Seconds of dispatch and combine in one MoE layer, and of all layers, nothing hidden."""
+
+    dispatch: Bounds
+    combine: Bounds
+    forward_step: Bounds
+    training_step: Bounds
+    origin: Literal["measured", "assumed"]
+    source: str
+
+
 class AllToAllSection(_Section):
     """Expert-parallel exchange; null for a dense model."""
 
@@ -214,6 +251,8 @@ class AllToAllSection(_Section):
     per_layer: Exchange
     forward_step: Exchange
     training_step: Exchange
+    time: ExchangeTime | None
+    """Null where a link that is needed has no bandwidth on file."""
 
 
 class FloorRow(_Section):
@@ -247,6 +286,13 @@ class CalibratedRow(_Section):
     """Numbers of the shape that lie beyond the calibrated range."""
 
 
+class AssumedTimes(_Section):
+    """Ops whose times were not measured on this GPU, and what they were taken from."""
+
+    ops: str
+    why: str
+
+
 class Calibrated(_Section):
     """Expected time of a pass with the band of the calibration's own held-out errors, seconds."""
 
@@ -255,9 +301,15 @@ class Calibrated(_Section):
     upper: Number
     band: Number
     """Half the width in parts of the expected time."""
+    tokens_per_second: Number
+    measured: Number
+    """Part of the expected time that comes from ops measured on this GPU."""
     origin: str
     calibrations: list[str]
+    assumed: list[AssumedTimes]
+    """What the rest of the time rests on."""
     outside: list[str]
+    """Numbers of shapes beyond the calibrated range, with their rows: "n of router"."""
     rows: list[CalibratedRow]
 
 
@@ -278,7 +330,7 @@ class Pass(_Section):
     memory: Number
     rows: list[FloorRow]
     calibrated: Calibrated | None
-    """Null for a GPU of the user's own, which no calibration knows."""
+    """Null where no calibration knows the GPU."""
 
 
 class Time(_Section):
@@ -294,11 +346,13 @@ class Time(_Section):
 
 
 class Dollars(_Section):
-    """Dollars per million tokens at the floor."""
+    """Dollars per million tokens at the floor, and at the expected time."""
 
     lower: Number
     sequential: Number
     upper: Number
+    expected: Number | None
+    """Null where no calibration knows the GPU."""
 
 
 class Cost(_Section):

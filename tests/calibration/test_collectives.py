@@ -15,10 +15,10 @@ from moeplan.calibration.collectives import (
     line,
     network,
     networks,
-    read_collectives,
     slowest_rank,
     thinned,
 )
+from moeplan.calibration.messages import message_tables, read_messages
 from moeplan.errors import UserError
 
 TABLE = Table(
@@ -116,13 +116,13 @@ def test_files_are_read_with_their_place_of_error(tmp_path):
         "collective,num_gpus,message_bytes,latency_ms\nalltoall,2,1024,0.01\nalltoall,2,x,1\n"
     )
     with pytest.raises(UserError, match="line 3, column message_bytes"):
-        read_collectives(file, "nvlink", "")
+        message_tables(read_messages(file), "nvlink", "")
     file.write_text("collective,num_gpus,latency_ms\nalltoall,2,1\n")
     with pytest.raises(UserError, match="message_elements_half"):
-        read_collectives(file, "nvlink", "")
+        message_tables(read_messages(file), "nvlink", "")
     file.write_text("collective,num_gpus,message_elements_half,latency_ms\nalltoall,2,512,1\n")
     with pytest.raises(UserError, match="two are needed"):
-        read_collectives(file, "nvlink", "")
+        message_tables(read_messages(file), "nvlink", "")
 
 
 def test_sizes_left_out_are_those_that_the_thinned_table_lacks():

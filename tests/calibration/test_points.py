@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeplan.calibration.points import points_of, read_points
+from moeplan.calibration.points import points_of
+from moeplan.calibration.reader import read_points
 from moeplan.errors import UserError
 
 MOE = "num_tokens,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution"

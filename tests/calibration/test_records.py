@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from moeplan.calibration import for_profile
-from moeplan.calibration.records import ProfileTimes, calibrate_records, points_of_records
+from moeplan.calibration.records import (
+    ProfileTimes,
+    calibrate_records,
+    layer_times,
+    points_of_records,
+)
 from moeplan.calibration.store import calibration
 from moeplan.errors import UserError
 from moeplan.model.ffn import MoE
@@ -26,7 +31,7 @@ from moeplan.profile.record import (
     Timing,
     Versions,
 )
-from moeplan.profile.store import save_record
+from moeplan.profile.store import load_record, save_record
 
 ROOFS = [
     Roof(name="gemm", unit="FLOP/s", value=6e14, samples=[6e14]),
@@ -95,6 +100,19 @@ def test_rows_become_points_of_their_kinds():
     }  # fmt: skip
     assert (grouped.loads.rows == grouped["rows"]).all()
     assert (points["gemm"].seconds > 0).all()
+
+
+def test_the_shipped_calibration_of_a_cpu_holds_for_a_model_that_it_did_not_see(root):
+    times = for_profile("AMD EPYC", "torch", "fp32")
+    assert times is not None
+    folder = root / "profiles" / "cpu-amd-epyc"
+    rows = layer_times(load_record(folder / "granite-3.1-1b-a400m_2026-11-22.json"), times)
+    assert len(rows) == 8
+    errors = [abs(row.expected / row.measured - 1) for row in rows]
+    roofs = [abs(row.roofs / row.measured - 1) for row in rows]
+    assert sum(errors) / 8 < 0.1
+    assert sum(roofs) > 4 * sum(errors)
+    assert for_profile("AMD EPYC", "torch", "bf16") is None
 
 
 def test_records_are_calibrated_and_answer_for_a_layer(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from moeplan.load import load_preset
 from moeplan.model.workload import Workload
 from moeplan.quantity import plain
 
-H200 = for_gpu("h200")
+H200 = partial(for_gpu, "h200")
 
 
 def total(spec, work, degrees=None, which="expected"):
@@ -39,7 +41,7 @@ def test_the_parts_of_an_moe_add_up_to_the_op():
         "moe", num_tokens=1024, hidden_size=4096, inter_size=14336, topk=2, num_experts=8,
         moe_tp_size=1, moe_ep_size=1, distribution="uniform", gated=True, weight_on_input=False,
     )  # fmt: skip
-    whole = predict(op, H200["moe"])
+    whole = predict(op, H200("bf16")["moe"])
     for which in ("lower", "expected", "upper"):
         summed = sum(getattr(t, which) for t in parts.values())
         assert summed == pytest.approx(getattr(whole, which)[0])
@@ -89,7 +91,7 @@ def test_arrays_equal_numbers():
 
 def test_where_each_time_comes_from_is_said():
     rows = lines(load_preset("mixtral-8x7b"), Workload("decode", B=8, S=1, C=512))
-    for time in row_times(rows, for_gpu("b200")):
+    for time in row_times(rows, partial(for_gpu, "b200")):
         if time is not None:
             assert time.origin == "assumed"
             assert "b200" in time.calibration

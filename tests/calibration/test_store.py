@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from moeplan.calibration.calibrate import calibrate
-from moeplan.calibration.points import points_of, read_points
+from moeplan.calibration.points import points_of
 from moeplan.calibration.predict import predict, write_predicted
+from moeplan.calibration.reader import read_points
 from moeplan.calibration.store import bias_sentence, calibration, names, save
 from moeplan.errors import UserError
 

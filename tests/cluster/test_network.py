@@ -107,11 +107,13 @@ class TestCollectives:
 
     def test_measured_collectives_take_the_floors_place(self):
         class Table:
-            def seconds(self, op, size, n, inside):
+            def seconds(self, op, size, n):
                 return 42.0
 
         net = Network.of(cluster("h100x64"), Table())
         assert net.seconds("all_reduce", 1, 8, 8) == 42.0
+        # across domains nobody measured: the line of the links
+        assert net.seconds("all_reduce", 1e9, 16, 8) == net.line.seconds("all_reduce", 1e9, 16, 8)
 
 
 def test_a_cluster_without_a_nic_is_refused():

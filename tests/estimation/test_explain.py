@@ -24,8 +24,9 @@ OWN_CONSTANTS = {
 }
 
 
-# A calibrated time is the answer of a fit, which is more than a formula; its constants are inputs.
-FITTED = re.compile(r"(lower|expected|upper) of the \w+ model")
+# A calibrated time is the answer of a fit or of a table of measured messages, which is more than a
+# formula; constants and bytes are its inputs.
+FITTED = re.compile(r"(lower|expected|upper) of the \w+ model|table of \w+ at bytes\*ratio")
 
 
 def leaves(here: Any, path: str = "") -> Iterator[tuple[str, Any]]:

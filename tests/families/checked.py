@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moeplan.families import FAMILIES
 from moeplan.presets import preset, presets
 from tests import meta
 from tests.families import cases_c, cases_d, oracle_cases, test_flops_c, test_flops_d
 from tests.oracle import is_built
 
-__all__ = ["DIFFERENCES", "flops_checked", "small_config", "tensors_checked"]
+__all__ = ["DIFFERENCES", "flat_ernie", "flops_checked", "small_config", "tensors_checked"]
 
 # Where transformers is known to differ from the published model, or its classes count otherwise.
 DIFFERENCES = {
@@ -40,6 +42,7 @@ DIFFERENCES = {
 SINGLE = {
     "dbrx",
     "deepseek_v4",
+    "diffusion_gemma",
     "inkling2",
     "inkling_mm_model",
     "longcat_flash",
@@ -51,10 +54,22 @@ SINGLE = {
 SINGLE_SCANS = {"jamba", "lfm2_moe", "qwen4_exp_text"}
 
 
+def flat_ernie(config: dict[str, Any]) -> dict[str, Any]:
+    """A file of ERNIE 4.5 VL as it was first released: all in one, a number for each modality."""
+    text = dict(config["text_config"])
+    text.pop("mlp_layer_types", None)  # the first layer is dense
+    experts = text.get("moe_num_experts", 64)
+    text |= {"moe_num_experts": [experts, experts], "moe_layer_start_index": [1, 1]}
+    return text | {"model_type": "ernie4_5_moe_vl", "vision_config": config["vision_config"]}
+
+
 def tensors_checked(model_type: str) -> str:
     """What the tensors of a model type were compared with."""
     if FAMILIES[model_type] == "wrappers.wrapped":
-        return "as the text part, names by transformers"
+        names = ", names by transformers" if is_built(model_type) else ""
+        return f"as the text part{names}"
+    if model_type == "ernie4_5_moe_vl":
+        return "as ernie4_5_vl_moe"
     return "transformers" if is_built(model_type) else "published counts"
 
 
@@ -81,6 +96,8 @@ def flops_checked(model_type: str) -> str:
 
 def small_config(model_type: str) -> dict[str, object] | None:
     """A small config of a model type that has no preset, from the tests' cases."""
+    if model_type == "ernie4_5_moe_vl":
+        return flat_ernie(cases_d.case("ernie4_5_vl_moe", 0))
     for cases, make in (
         (cases_d.BASES, lambda: cases_d.case(model_type, -1)),
         (cases_c.BASES, lambda: cases_c.case(model_type)),

@@ -99,6 +99,10 @@ def test_mtp_module_of_deepseek_v3_is_counted_apart(shared: Path) -> None:
     # README_WEIGHTS of DeepSeek-V3: 11.5B unique parameters, which leaves eh_proj out
     assert plain(found["mtp"]) / GIGA == pytest.approx(11.5, abs=0.12)
     assert (plain(found["mtp"]) - 7168 * 14336) / GIGA == pytest.approx(11.5, abs=0.01)
+    # and 2.4B activated with the shared 0.9B embedding and 0.9B output head
+    shared_too = plain(found["mtp_active_with_shared"]) - 7168 * 14336
+    assert shared_too / GIGA == pytest.approx(2.4, abs=0.05)
+    assert plain(found["mtp_active_with_shared"]) == plain(found["mtp_active"]) + 2 * 129280 * 7168
     names, faults = ours(read(shared, V3), mtp=True)
     last = {n.removeprefix("model.layers.61.") for n in names if n.startswith("model.layers.61.")}
     assert {"enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight"} <= last

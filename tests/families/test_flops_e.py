@@ -19,6 +19,7 @@ from tests.families.cases_d import case
 from tests.families.test_flops_c import (
     DECODE,
     PREFILL,
+    B,
     C,
     S,
     counted,
@@ -150,3 +151,19 @@ def test_windows_on_both_sides_by_counting(window: int) -> None:
     pairs = block.environment(Workload("prefill", B=1, S=S, C=S))["P"]
     seen = sum(abs(i - j) < window for i in range(S) for j in range(S))
     assert abs(pairs - seen) <= S
+
+
+def test_a_prompt_and_a_step_of_denoising() -> None:
+    """The prompt has no logits; the canvas attends to all of the prompt and of itself."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = case("diffusion_gemma", 0)
+    spec, model = read_config(config, "diffusion"), model_of(config)
+    prompt, canvas = torch.randint(3, 100, (B, S)), torch.randint(3, 100, (B, 16))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        logits = torch.zeros(B, 16, 320)
+        model(input_ids=prompt, decoder_input_ids=canvas, self_conditioning_logits=logits)
+    step = Workload("decode", B=B, S=16, C=S + 16, mask="full")
+    rows = [line for line in rows_of(spec, PREFILL) if line.op.name != "lm_head"]
+    assert flops_of([*rows, *rows_of(spec, step)]) == counter.get_total_flops()

@@ -82,20 +82,44 @@ TEXTS = {
         "topk_group": 1,
     },
     "mixtral": {"model_type": "mixtral", **WIDE, **HEADS, "num_local_experts": 4},
+    "nemotron_h": {
+        "model_type": "nemotron_h",
+        **WIDE,
+        **HEADS,
+        **ROUTED,
+        "layers_block_type": ["mamba", "moe", "attention"] * 2,
+        "head_dim": 16,
+        "moe_shared_expert_intermediate_size": 40,
+        "mamba_num_heads": 6,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+        "ssm_state_size": 10,
+    },
 }
+# "llava", "llava_next_video", "llava_onevision" and "vipllava" are like the one here, "ovis2" like
+# "lfm2_vl".
 WRAPPED = [
     ("internvl", "qwen3_moe"),
     ("kimi_k25", "deepseek_v3"),
     ("lfm2_vl", "qwen3_moe"),
+    ("lfm3_vl", "qwen3_moe"),
     ("llava_next", "mixtral"),
+    ("nemo_speechlm", "nemotron_h"),
+    ("nemotron_h_omni", "nemotron_h"),
 ]
 
 
 @pytest.mark.parametrize(("wrapper", "kind"), WRAPPED)
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_text_part_of_a_multimodal_file(wrapper: str, kind: str, tied: bool) -> None:
+    tied = tied and kind != "nemotron_h"  # which never ties
     text = TEXTS[kind] | {"tie_word_embeddings": tied, "num_experts_per_tok": 2}
-    config = {"model_type": wrapper, "text_config": text, "vision_config": {"num_hidden_layers": 1}}
+    tower = {"num_hidden_layers": 1}
+    config: dict[str, Any] = {"model_type": wrapper, "text_config": text, "vision_config": tower}
+    if wrapper == "nemotron_h_omni":  # its class wants the tower to say so, too
+        config |= {
+            "vision_config": {"model_type": "radio", **tower, "video_temporal_patch_size": 2}
+        }
     config |= {"tie_word_embeddings": tied, "image_token_id": 7, "downsample_ratio": 0.5}
     spec = read_config(config, wrapper)
     assert compare(spec, config) == []

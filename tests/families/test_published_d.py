@@ -5,6 +5,7 @@ Figures in billions are those of the papers and model cards.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from moeplan.families import FAMILIES, read_config
 from moeplan.load import load_preset
 from moeplan.model.ffn import MoE
 from moeplan.presets import preset
+from tests.families.checked import flat_ernie
+from tests.oracle import ours
 
 
 def _active(name: str) -> Any:
@@ -61,6 +64,72 @@ def test_zaya1_8b() -> None:
     assert (count(model) - table) / 1e9 == pytest.approx(8.4, abs=0.1)
     assert (_active("zaya1-8b") - table) / 1e9 == pytest.approx(0.76, abs=0.04)
     assert count(model) * 2 / 1e9 == pytest.approx(17.68, abs=0.005)
+
+
+def test_the_first_files_of_ernie_4_5_vl_read_the_same() -> None:
+    nested = preset("ernie-4.5-vl-28b-a3b").config
+    flat = flat_ernie(nested) | {"moe_layer_end_index": [29, 28], "im_patch_id": 100295}
+    assert ours(read_config(flat, "flat")) == ours(read_config(nested, "nested"))
+    with pytest.raises(UserError, match="experts in different layers"):
+        read_config(flat | {"moe_layer_start_index": [1, 2]}, "flat")
+    with pytest.raises(UserError, match="differs for text and images"):
+        read_config(flat | {"moe_num_experts": [64, 32]}, "flat")
+
+
+def test_a_file_without_a_model_type_is_known_by_its_class() -> None:
+    config = {k: v for k, v in preset("grok-1").config.items() if k != "model_type"}
+    spec = read_config(config, "port")
+    assert count(spec) == count(load_preset("grok-1"))
+    assert any("model_type is absent: grok-1" in note for note in spec.notes)
+    for classes in (None, [], ["SomethingForCausalLM"]):
+        with pytest.raises(UserError, match="key model_type is missing"):
+            read_config({**config, "architectures": classes}, "port")
+
+
+@pytest.mark.parametrize("model_type", ["bailing_moe", "bailing_moe_v2"])
+def test_ling_2_under_either_model_type(model_type: str, shared: Path) -> None:
+    path = shared / "configs" / "inclusionAI__Ling-mini-2.0.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": model_type, "architectures": ["BailingMoeV2ForCausalLM"]}
+    assert count(read_config(config, "ling")) / 1e9 == pytest.approx(16.2555, abs=0.0005)
+
+
+def test_ling_lite() -> None:
+    """16.8 B total, 2.75 B active; its head's rows are normalised as they are used."""
+    config = {
+        "architectures": ["BailingMoeForCausalLM"],
+        "model_type": "bailing_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "moe_intermediate_size": 1408,
+        "num_experts": 64,
+        "num_experts_per_tok": 6,
+        "num_shared_experts": 2,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 28,
+        "first_k_dense_replace": 0,
+        "norm_head": True,
+        "vocab_size": 126464,
+    }
+    model = read_config(config, "ling-lite")
+    assert count(model) / 1e9 == pytest.approx(16.8, abs=0.05)
+    assert active(model)["all"].value / 1e9 == pytest.approx(2.75, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "definition", "touched"),
+    [
+        ("inkling", 975, "all", 41),
+        ("ernie-4.5-vl-28b-a3b", 28.6, "without_embeddings", 3.09),
+        ("privacy-filter", 1.4, "without_embeddings", 0.0506),
+    ],
+)
+def test_published_counts(name: str, total: float, definition: str, touched: float) -> None:
+    """975 B and 41 B active; 28 B and 3 B, without its tower; 50 M active beside the tables."""
+    model = load_preset(name)
+    assert count(model) / 1e9 == pytest.approx(total, rel=0.002)
+    assert active(model)[definition].value / 1e9 == pytest.approx(touched, rel=0.002)
 
 
 def test_ring_linear() -> None:

@@ -267,3 +267,34 @@ def test_numbers_of_training_and_serving_are_of_one_spec():
 
 def test_every_layout_number_is_known_to_both():
     assert set(NUMBERS) >= set(TestArrays.names)
+
+
+class TestBands:
+    def test_a_calibrated_time_has_a_band_and_a_floor_below_it(self):
+        spec, machine = load_preset("qwen3-30b-a3b"), cluster("h200x8")
+        layout = Layout(dp=8, ep=8)
+        found = {s: evaluate_serving(spec, layout, machine, ServingJob(batch=256, stack=s))
+                 for s in ("calibrated", "datasheet")}  # fmt: skip
+        for name in ("ttft", "tpot"):
+            own = [found["calibrated"][key] for key in (f"{name}_lower", name, f"{name}_upper")]
+            assert own == sorted(own)
+            assert found["datasheet"][name] < found["calibrated"][name]
+
+    def test_the_default_is_calibrated_where_a_calibration_knows_the_gpu(self):
+        spec, layout = load_preset("qwen3-30b-a3b"), Layout(dp=8, ep=8)
+        for gpu, stack in (("h200", "calibrated"), ("h100", "calibrated")):
+            one, other = (
+                evaluate_serving(spec, layout, cluster(f"{gpu}x8"), ServingJob(batch=64, stack=s))
+                for s in (None, stack)
+            )
+            assert one["tpot"] == other["tpot"]
+
+    def test_one_row_takes_as_long_in_a_layout_as_in_an_estimate(self):
+        """The same calibration answers in both places: a dense model on one GPU, prefill."""
+        from moeplan.api import estimate
+
+        spec = load_preset("llama-3.1-8b")
+        job = ServingJob(input=4096, output=1, stack="calibrated")
+        found = evaluate_serving(spec, Layout(), cluster("h200x8"), job, gpus=1)
+        expected = estimate("llama-3.1-8b", context=4096)["time.prefill.calibrated.expected"].value
+        assert found["ttft"] == pytest.approx(expected, rel=0.03)

@@ -20,6 +20,7 @@ from moeplan.parallel import (
     evaluate_training,
     explain_training,
 )
+from moeplan.parallel.optime import STACKS, Seconds
 from moeplan.quantity import Quantity
 
 PARTS = ("compute", "recompute", "tp", "ep", "cp", "pp", "dp", "bubble", "optimizer")
@@ -93,7 +94,7 @@ def test_explanations_say_what_numbers_say_and_reach_their_inputs():
     told = {leaf.source.where for leaf in leaves}
     assert any("hidden_size" in where for where in told)
     assert any("layout, ep" in where for where in told)
-    assert any("stack kernels" in where for where in told)
+    assert any("ratio of datasheet rates" in where for where in told)
     assert any(leaf.source.kind == "measured" for leaf in leaves)  # NVLink of the H800
 
 
@@ -215,8 +216,13 @@ def test_every_violation_is_in_one_error():
 
 def test_a_measured_model_of_times_takes_the_rooflines_place():
     class Constant:
+        stack, attention_backward, fabric = STACKS["datasheet"], 2.0, None
+
         def seconds(self, work, *, explained):
-            return 1e-3
+            return Seconds(1e-3, 1e-3, 1e-3)
+
+        def sources(self):
+            return {}
 
     spec, machine = load_preset("mixtral-8x7b"), cluster("h200x8")
     layout = Layout(dp=8, batch=8)

@@ -1,7 +1,6 @@
 """Launch arguments: real names, the same layout when read back, and refusals by name."""
 
 import re
-import subprocess
 import sys
 import types
 from types import SimpleNamespace
@@ -12,51 +11,15 @@ from moeplan.cluster.datafile import table
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.load import load_model
-from moeplan.parallel import ServingJob, TrainingJob
-from moeplan.plan.chosen import Chosen
 from moeplan.plan.export import ENGINES, export
 from tests.commands import runner
+from tests.exported import chosen, commands, read, served
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run a command in this process."""
     return runner(monkeypatch, capsys)
-
-
-def chosen(model, degrees, cluster, **job):
-    gpus = int(cluster.rpartition("x")[2])
-    training = not {"input", "output", "batch", "disaggregated", "draft", "cache"} & set(job)
-    made = TrainingJob(**job) if training else ServingJob(**job)
-    return Chosen(model, cluster, Layout.parse(degrees, gpus=gpus), made)
-
-
-def served(model, degrees, cluster, **job):
-    return chosen(model, degrees, cluster, input=4000, **job)
-
-
-def commands(script):
-    """The words of each command as the shell passes them on: programs are replaced by printing."""
-    programs = "".join(
-        f'{name}() {{ printf "%s\\0" {name} "$@"; printf "\\1"; }}\n'
-        for name in ("torchrun", "vllm", "python")
-    )
-    names = "MORE=(); NODE_RANK=1; MASTER_ADDR=a; MASTER_PORT=1; MODEL=m\n"
-    done = subprocess.run(["bash", "-eu"], input=programs + names + script, check=True,
-                          capture_output=True, text=True)  # fmt: skip
-    return [part.split("\0")[:-1] for part in done.stdout.split("\1")[:-1]]
-
-
-def read(words):
-    """Options with their values, as argparse groups them."""
-    out, key = {}, None
-    for word in words:
-        if word.startswith("--"):
-            key = word
-            out[key] = []
-        elif key is not None:
-            out[key].append(word)
-    return {key: values[0] if len(values) == 1 else values for key, values in out.items()}
 
 
 # ---------------------------------------------------------------------------------- the tables
@@ -66,7 +29,8 @@ def test_every_option_names_the_file_that_it_was_read_in(engine):
     assert set(options.values()) <= set(about["files"])
     assert about["checked"].year >= 2026
     source = [x for x in about["files"].values() if "docs." not in x and "imported" not in x]
-    assert all(re.fullmatch(r"\S+ at [0-9a-f]{40}", where) for where in source)
+    read_in = r"\S+ (at [0-9a-f]{40}|of release [0-9.]+)"
+    assert all(re.fullmatch(read_in, where) for where in source)
 
 
 MEGATRON = [
@@ -223,72 +187,6 @@ def test_torchtitan_starts_from_a_named_configuration():
         export("torchtitan", plan, base="mine.runs")
 
 
-# ---------------------------------------------------------------------------------- serving
-@pytest.mark.parametrize(
-    ("degrees", "cluster"),
-    [("ep=8", "h100x8"), ("tp=2,ep=8", "h100x8"), ("tp=8,etp=8", "h100x8"), ("ep=16", "h100x16"),
-     ("tp=2,pp=2,ep=8", "h100x16"), ("tp=4,ep=4", "h100x4")],
-)  # fmt: skip
-def test_vllm_reads_the_same_layout(degrees, cluster):
-    plan = served("qwen3-30b", degrees, cluster)
-    if plan.layout.etp == 8:
-        plan = served("mixtral", degrees, cluster)
-    every = commands(export("vllm", plan).text())
-    assert all(w[:2] == ["vllm", "serve"] for w in every)
-    for words in every:
-        got = read(words)
-        assert set(got) <= set(table("engines", "options.vllm"))
-        tp, pp, dp = (int(got[f"--{x}-parallel-size"]) for x in ("tensor", "pipeline", "data"))
-        whole = "--enable-expert-parallel" in got
-        back = (tp, pp, dp, tp * dp if whole else 1, 1 if whole else tp * dp)
-        assert back == tuple(getattr(plan.layout, n) for n in ("tp", "pp", "dp", "ep", "etp"))
-        assert tp * pp * dp == plan.gpus
-        if plan.gpus > 8:
-            assert int(got["--data-parallel-size-local"]) * tp * pp == 8
-    assert len(every) == (2 if plan.gpus > 8 else 1)
-    if len(every) == 2:  # the second host starts where the first ends
-        first, second = map(read, every)
-        assert second["--data-parallel-start-rank"] == first["--data-parallel-size-local"]
-
-
-@pytest.mark.parametrize(
-    ("degrees", "cluster"),
-    [("ep=8", "h100x8"), ("tp=2,ep=8", "h100x8"), ("tp=4,ep=2,etp=2", "h100x8"),
-     ("tp=2,pp=2,ep=8", "h100x16"), ("tp=8,ep=8", "h100x8")],
-)  # fmt: skip
-def test_sglang_reads_the_same_layout(degrees, cluster):
-    plan = served("qwen3-30b", degrees, cluster)
-    [words] = commands(export("sglang", plan).text())
-    assert words[:3] == ["python", "-m", "sglang.launch_server"]
-    got = read(words[3:])
-    assert set(got) <= set(table("engines", "options.sglang"))
-    size, pp, dp, ep = (int(got[f"--{x}-size"]) for x in ("tp", "pp", "dp", "ep"))
-    joined = "--enable-dp-attention" in got
-    tp = size // dp if joined else size
-    back = (tp, pp, dp, ep, size // ep)
-    assert back == tuple(getattr(plan.layout, n) for n in ("tp", "pp", "dp", "ep", "etp"))
-    assert size * pp * (1 if joined else dp) == plan.gpus
-
-
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_prefill_and_decoding_have_commands_of_their_own(engine):
-    job = ServingJob(input=4000, output=1000, disaggregated=True, draft=1, cache="fp8", overlap=0.5)
-    layouts = Layout.parse("tp=2,dp=8,ep=16"), Layout.parse("tp=8,ep=8")
-    plan = Chosen("deepseek-v3", "h200x40", layouts[0], job, layouts[1], 2, 1)
-    found = export(engine, plan)
-    prefill, decode = (read(found.arguments[x]) for x in ("prefill", "decode"))
-    assert "2 instances" in " ".join(found.notes)
-    drafts = [x for x in decode if x.startswith("--speculative")]
-    assert drafts
-    assert not [x for x in prefill if x.startswith("--speculative")]
-    assert prefill["--kv-cache-dtype"].startswith("fp8")
-    option = "--tensor-parallel-size" if engine == "vllm" else "--tp-size"
-    assert prefill[option] == "8"
-    if engine == "sglang":
-        assert (prefill["--disaggregation-mode"], decode["--disaggregation-mode"]) == (
-            "prefill", "decode")  # fmt: skip
-
-
 # ---------------------------------------------------------------------------------- refusals
 REFUSED = [
     ("megatron-lm", chosen("mixtral", "pp=4,ep=8,batch=256,schedule=dualpipe", "h100x32"),
@@ -304,10 +202,6 @@ REFUSED = [
     ("torchtitan", chosen("qwen3-30b", "pp=4,ep=8,batch=256,schedule=dualpipe", "h100x32"),
      "DualPipeV"),
     ("torchtitan", chosen("deepseek-v3", "pp=16,ep=64,batch=2048", "h800x2048"), "stages of 3+4"),
-    ("vllm", served("mixtral", "tp=4", "h100x8"), "independent copies as instances"),
-    ("vllm", served("qwen3-30b", "tp=4,ep=2,etp=2", "h100x4"), "ep=2 beside etp=2"),
-    ("vllm", served("mixtral", "tp=8,ep=8", "h100x8", cache="int8"), "a cache in int8"),
-    ("sglang", served("mixtral", "tp=2,ep=4", "h100x8"), "over all of tp*dp"),
     ("vllm", chosen("mixtral", "ep=8,batch=64", "h100x8"), "vllm is for serving"),
     ("vlm", served("mixtral", "ep=8", "h100x8"), "did you mean 'vllm'?"),
     ("megatron-lm", chosen("mixtral", "tp=3,pp=5,batch=64", "h100x120"), "tp=3 does not divide"),
@@ -339,3 +233,6 @@ def test_the_command_takes_a_layout_or_a_plan_file(run, tmp_path):
     assert direct == run("export", "vllm", "--plan", str(file)).out
     assert direct == export("vllm", plan).text()
     assert run("export", "vllm", "mixtral").code == 2
+    assert "did you mean 'vllm'?" in run("export", "vlm", "mixtral").err
+    assert direct == run("export", "vllm", "--preset", "mixtral", "--layout", "ep=8", "--cluster",
+                         "h100x8", "--serve", "--isl", "4000").out  # fmt: skip

@@ -46,8 +46,8 @@ def is_built(block: MoE) -> bool:
 
 
 @cache
-def kinds() -> dict[str, MoE]:
-    """One small block of each kind that the layer builds, by the first preset that has it."""
+def full_size() -> dict[str, MoE]:
+    """One block of each kind that the layer builds, by the first preset that has it."""
     found: dict[tuple[object, ...], tuple[str, MoE]] = {}
     for preset in presets():
         try:
@@ -55,12 +55,19 @@ def kinds() -> dict[str, MoE]:
         except UserError:  # a family that is not read; the families' own tests say which
             continue
         for block in {id(b): b for b in blocks}.values():
-            if is_built(block):
-                found.setdefault(_kind(block), (preset.name, small(block)))
+            kind = _kind(block)
+            if kind not in found and is_built(block):
+                found[kind] = preset.name, block
     names: dict[str, MoE] = {}
     for name, block in found.values():
         names[name if name not in names else f"{name} (2)"] = block
     return names
+
+
+@cache
+def kinds() -> dict[str, MoE]:
+    """The same kinds, each as a small block."""
+    return {name: small(block) for name, block in full_size().items()}
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moeplan.model.ffn import MoE
-from moeplan.profile import backends, bench, device
+from moeplan.profile import backends, bench
 from moeplan.profile.assignment import Assignment, rotated, rows_per_expert
 from moeplan.profile.backends import Experts, PhaseScope, TorchBackend
 from moeplan.profile.bench import OutOfTime, Passes, make_layers, measure, turns_needed
@@ -235,6 +233,35 @@ def test_a_cpu_has_no_kernels() -> None:
         kernel_seconds(p.run, 1, p.names, p.sync)
 
 
+def test_a_capture_that_fails_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says why, gives the stream back, and leaves the backend's other cases alone."""
+    tried: list[int] = []
+    streams: list[Any] = []
+
+    def captured(_: Passes) -> list[Any]:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(bench, "_captured", captured)
+    monkeypatch.setattr(bench, "_UNCAPTURED", {})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "the stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    p = passes()
+    said = "capture failed: operation not permitted when stream is capturing"
+    assert [bench._graph(p, 3).absent for _ in range(3)] == [said] * 3
+    assert len(tried) == 1
+    assert streams == ["the stream before"]
+    monkeypatch.setattr(bench, "_UNCAPTURED", {})
+
+    def out_of_memory(_: Passes) -> list[Any]:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(bench, "_captured", out_of_memory)
+    assert bench._graph(p, 3).absent == "no memory left for the capture"
+    assert bench._UNCAPTURED == {}  # a smaller case may have it
+
+
 # ---------------------------------------------------------------------------- correctness
 class _Forgets(TorchBackend):
     """Leaves the last expert's rows out."""
@@ -276,95 +303,6 @@ def test_checks_run_the_blocks_own_routing_at_reduced_widths() -> None:
     assert [c.tokens for c in found] == [48, 1, 48]
     assert all(c.passed for c in found), found
     assert all(0 < c.output_error < c.tolerance for c in found)
-
-
-# ----------------------------------------------------------------------------- the device
-def test_nvidia_smi_is_read() -> None:
-    read = device.smi_clocks(["1980", "3201", "650.12", "700.00", "61"], "0x0000000000000044")
-    assert (read.clock_mhz, read.memory_mhz, read.power_w, read.power_limit_w) == (
-        1980, 3201, 650.12, 700,
-    )  # fmt: skip
-    assert read.throttle == ["power cap", "thermal, by hardware"]
-    absent = device.smi_clocks(["[N/A]", "3201", "[N/A]", "700", "61"], "[N/A]")
-    assert (absent.clock_mhz, absent.power_w, absent.throttle) == (None, None, [])
-
-
-class _Nvml:
-    """As much of pynvml as is asked, of a card that its power cap holds down."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, *, present: bool) -> None:
-        self.present = present
-
-    def nvmlInit(self) -> None:
-        if not self.present:
-            raise self.NVMLError("library not found")
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        assert uuid == "GPU-17"
-        return uuid
-
-    def nvmlDeviceGetClockInfo(self, _handle: str, which: int) -> int:
-        return {1: 1755, 2: 3201}[which]
-
-    def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
-        return 699_500
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, _handle: str) -> int:
-        return 700_000
-
-    def nvmlDeviceGetTemperature(self, _handle: str, _sensor: int) -> int:
-        return 64
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, _handle: str) -> int:
-        return 0x4
-
-
-@pytest.mark.parametrize("present", [True, False])
-def test_nvml_is_asked_first_and_may_be_absent(
-    present: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, ...]] = []
-
-    def smi(fields: Sequence[str], _index: int) -> list[str] | None:
-        asked.append(tuple(fields))
-        return None if "clocks_event_reasons.active" in fields else ["1", "2", "3", "4", "5", "0x8"]
-
-    monkeypatch.setitem(sys.modules, "pynvml", _Nvml(present=present))  # type: ignore[arg-type]
-    monkeypatch.setattr(device, "find_spec", lambda _: True)
-    monkeypatch.setattr(device, "_smi", smi)
-    card = SimpleNamespace(uuid="17")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
-    read = device.read_clocks(torch.device("cuda", 0))
-    if present:
-        assert (read.source, read.clock_mhz, read.power_w) == ("NVML", 1755, 699.5)
-        assert read.throttle == ["power cap"]
-        assert asked == []
-    else:
-        assert (read.source, read.clock_mhz) == ("nvidia-smi", 1)
-        assert read.throttle == ["hardware slowdown"]
-        assert len(asked) == 2  # the name that older drivers know
-    monkeypatch.setattr(device, "_smi", lambda *_: None)
-    monkeypatch.setattr(device, "find_spec", lambda _: None)
-    assert device.read_clocks(torch.device("cuda", 0)).source.startswith("absent")
-
-
-def test_idle_clocks_are_no_throttling() -> None:
-    assert device.throttle_reasons(0x1) == []  # GPU idle
-    assert device.throttle_reasons(0x80) == ["power brake"]
-
-
-def test_the_cpu_describes_itself() -> None:
-    facts = device.describe(CPU)
-    assert facts.kind == "cpu"
-    assert facts.name
-    assert 0 < device.free_bytes(CPU) <= facts.memory_bytes
-    assert facts.units == torch.get_num_threads()
-    assert device.versions(CPU).torch == torch.__version__
 
 
 def test_rotation_moves_loads_and_keeps_tokens_apart() -> None:

@@ -18,10 +18,11 @@ from moeplan.model.ffn import MoE
 from moeplan.profile import bench, device, runner
 from moeplan.profile.assignment import Assignment
 from moeplan.profile.command import Outcome, run_profile
+from moeplan.profile.failures import DeviceLost, is_device_lost, is_out_of_memory
 from moeplan.profile.options import ProfileOptions
 from moeplan.profile.record import Measurement, Record
 from moeplan.profile.roofs import Sizes
-from moeplan.profile.runner import DeviceLost, Runner, is_device_lost, is_out_of_memory
+from moeplan.profile.runner import Runner
 from moeplan.profile.store import load_record
 from moeplan.profile.suite import Job, Part
 from tests.profile.records import CPU, VERSIONS, roofs, settings, tiny_config
@@ -248,6 +249,16 @@ def test_a_spent_budget_leaves_the_rest_for_a_resumed_run(tmp_path: Path) -> Non
     again = make(tmp_path, resume=True)
     again.run([part(1, 2)])
     assert states(load_record(r.paths["small"])) == [(1, "measured"), (2, "measured")]
+
+
+def test_a_case_that_is_predicted_to_miss_the_deadline_is_not_begun(tmp_path: Path) -> None:
+    slow = lambda: roofs(gemm=1.0, bandwidth=1e15)  # noqa: E731
+    untouched = lambda *_, **__: pytest.fail("it was begun")  # noqa: E731
+    r = make(tmp_path, deadline=time.monotonic() + 60, measure_roofs=slow, measure=untouched)
+    r.run([part(1)])
+    (case,) = load_record(r.paths["small"]).cases
+    assert (case.state, case.prediction is not None) == ("out of time", True)
+    assert "it is predicted to take" in case.reason
 
 
 def test_a_part_with_its_own_limit_leaves_time_for_the_next(tmp_path: Path) -> None:

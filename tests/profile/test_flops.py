@@ -10,48 +10,33 @@ import pytest
 import torch
 
 from moeplan.estimation.flops import forward_by_component
-from moeplan.estimation.fold import lines
 from moeplan.load import load_preset
 from moeplan.model.ffn import MoE
-from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
-from moeplan.presets import presets
 from moeplan.profile.counting import count_flops
 from moeplan.profile.layer import Layer
 from moeplan.quantity import evaluate
-from tests.profile.cases import is_built, kinds
+from tests.profile.cases import full_size, kinds
 
 PRESETS = ("mixtral", "deepseek-v3", "qwen3-30b", "gpt-oss-120b", "olmoe")
 TOKENS = 4096
 
 
-def _estimated(spec: ModelSpec, tokens: int) -> dict[str, int]:
-    """FLOPs of each row of one MoE layer, as the estimate folds them; rows without are left out."""
-    work = Workload("train", B=1, S=tokens, C=tokens)
-    block = spec.moe
-    rows = {line.op.name: line.evaluate(line.op.flops) for line in lines(spec, work)
-            if line.block is block}  # fmt: skip
-    return {name: flops for name, flops in rows.items() if flops}
-
-
-def _full_size() -> list[str]:
-    """Every preset whose MoE layer is built here; test_layer says which are not."""
-    specs = {preset.name: load_preset(preset.name) for preset in presets()}
-    return [name for name, spec in specs.items() if spec.moe is not None and is_built(spec.moe)]
-
-
-@pytest.mark.parametrize("name", _full_size())
+@pytest.mark.parametrize("name", sorted(full_size()))
 def test_counted_flops_and_parameters_equal_the_estimate(name: str) -> None:
-    spec = load_preset(name)
-    assert spec.moe is not None
-    layer = Layer(spec.moe, device="meta")
-    estimated = _estimated(spec, TOKENS)
+    """Every kind of layer among the presets, as large as it is."""
+    block = full_size()[name]
+    work = Workload("train", B=1, S=TOKENS, C=TOKENS)
+    env = block.environment(work)
+    estimated = {op.name: evaluate(op.flops, env) for op in block.rows(work)
+                 if op.kind != "exchange"}  # fmt: skip
+    layer = Layer(block, device="meta")
     counts = count_flops(layer, layer.input(TOKENS), backward=True)
-    forward = {name: flops for name, flops in counts["forward"].items() if flops}
-    backward = {name: flops for name, flops in counts["backward"].items() if flops}
-    assert forward == estimated
-    assert backward == {name: 2 * flops for name, flops in estimated.items()}
-    _assert_parameters(spec.moe)
+    assert counts["forward"] == estimated
+    assert {**dict.fromkeys(estimated, 0), **counts["backward"]} == {
+        name: 2 * flops for name, flops in estimated.items()
+    }
+    _assert_parameters(block)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -73,21 +58,6 @@ def _assert_parameters(block: MoE) -> None:
     rows = [(weight.buffer, evaluate(weight.elements, block.values)) for weight in block.weights()]
     assert trained == sum(elements for buffer, elements in rows if not buffer)
     assert held == sum(elements for buffer, elements in rows if buffer)
-
-
-@pytest.mark.parametrize("name", sorted(kinds()))
-def test_every_kind_of_layer_counts_as_estimated(name: str) -> None:
-    block, tokens = kinds()[name], 40
-    work = Workload("train", B=1, S=tokens, C=tokens)
-    env = block.environment(work)
-    estimated = {op.name: evaluate(op.flops, env) for op in block.rows(work)
-                 if op.kind != "exchange"}  # fmt: skip
-    counts = count_flops(layer := Layer(block, device="meta"), layer.input(tokens), backward=True)
-    assert counts["forward"] == estimated
-    assert {**dict.fromkeys(estimated, 0), **counts["backward"]} == {
-        name: 2 * flops for name, flops in estimated.items()
-    }
-    _assert_parameters(block)
 
 
 def test_the_count_does_not_depend_on_who_gets_which_token() -> None:

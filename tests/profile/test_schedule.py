@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from moeplan.errors import UserError
+from moeplan.load import load_preset
+from moeplan.presets import presets
 from moeplan.profile import comparisons
 from moeplan.profile.command import run_profile
 from moeplan.profile.options import ProfileOptions, samples_of
@@ -77,6 +79,14 @@ def test_a_dry_run_measures_nothing_and_writes_nothing(
     assert found.document[0]["case"][:2] == ["qwen3-30b-a3b", 1]
 
 
+def test_a_suite_names_what_it_cannot_build() -> None:
+    how = ProfileOptions(suite="all", tokens="1", backward=False, dry_run=True, gpu="h200")
+    steps = run_profile(how).document
+    left = {step["part"] for step in steps if step["left"] == "not built"}
+    assert left == {p.name for p in presets() if (m := load_preset(p.name).moe) and m.Z is not None}
+    assert left
+
+
 def test_quick_takes_fewer_samples_unless_told() -> None:
     assert samples_of(ProfileOptions(preset="olmoe")) == 20
     assert samples_of(ProfileOptions(preset="olmoe", quick=True)) == 5
@@ -111,6 +121,7 @@ def test_a_backend_without_its_library_says_what_to_install(
         ({"preset": "olmoe", "budget": "12"}, "--budget"),
         ({"preset": "olmoe", "samples": 0}, "--samples 0"),
         ({"preset": "olmoe", "gpu": "h100"}, "needs --dry-run"),
+        ({"preset": "longcat-flash", "dry_run": True, "gpu": "h200"}, r"does not build MoE\.Z=256"),
         ({"preset": "olmoe", "gpu": "h1000", "dry_run": True}, "h1000"),
         ({"preset": "olmoe", "gpu": "h100", "dry_run": True, "device": "cpu"}, "exclude"),
         ({"preset": "olmoe", "routing": "zipf"}, "exponent"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from moeplan.plan.chosen import Chosen
     from moeplan.plan.export.engine import Exported, Subject
 
-__all__ = ["ENGINES", "export"]
+__all__ = ["ENGINES", "engine_named", "export"]
 
 ENGINES = {
     "megatron-lm": "training",
@@ -27,18 +27,24 @@ ENGINES = {
 _ALIASES = {"megatron": "megatron-lm"}
 
 
-def export(engine: str, chosen: Chosen, *, base: str | None = None) -> Exported:
-    """The choice for an engine. base: see `moeplan.plan.export.torchtitan.torchtitan`.
-
-    Raises `UserError` for an engine that is not known or does another job, a layout that is not
-    legal, and what the engine cannot express.
-    """
+def engine_named(engine: str) -> str:
+    """The key of `ENGINES` that is meant. `UserError` with a near miss for none."""
     name = _ALIASES.get(engine.lower(), engine.lower())
     if name not in ENGINES:
         raise UserError(
             f"engine {engine!r} is not known, it is one of {', '.join(ENGINES)}"
             f"{near_miss(name, ENGINES)}"
         )
+    return name
+
+
+def export(engine: str, chosen: Chosen, *, base: str | None = None) -> Exported:
+    """The choice for an engine. base: see `moeplan.plan.export.torchtitan.torchtitan`.
+
+    Raises `UserError` for an engine that is not known or does another job, a layout that is not
+    legal, and what the engine cannot express.
+    """
+    name = engine_named(engine)
     kind = "training" if chosen.training else "serving"
     if ENGINES[name] != kind:
         fits = [n for n, does in ENGINES.items() if does == kind]

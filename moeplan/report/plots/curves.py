@@ -248,7 +248,7 @@ def exchange_curve(e: Estimate) -> Curve | None:
         return None
     experts = int(moe.values["E"])
     degrees = np.array([n for n in range(1, experts + 1) if experts % n == 0], dtype=np.float64)
-    section = exchange(e.spec, Scenario({**e.scenario.given, "ep": degrees}))
+    section = exchange(e.spec, Scenario({**e.scenario.given, "ep": degrees}), e.gpu)
     assert section is not None
     inside, outside = (np.broadcast_to(y, degrees.shape) for y in per_token(section))
     legal = np.isfinite(inside) & np.isfinite(outside)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["Sheet", "brief", "few", "log_axis", "look", "renderer", "short_names", "used"]
+__all__ = ["Page", "Sheet", "brief", "few", "log_axis", "look", "renderer", "short_names", "used"]
 
 _LINE = 0.17  # inches of a line of small text
 _SMALL = 7.5
@@ -114,19 +114,18 @@ def brief(text: str) -> str:
     return f"{number} {unit}".strip()
 
 
-class Sheet:
+class Page:
     """A figure in the making: make axes on `figure`, then `finish` it.
 
     Height is that of the axes in inches; title, legend and footer get their own room besides.
     """
 
-    def __init__(self, estimates: Sequence[Estimate], width: float, height: float) -> None:
+    def __init__(self, width: float, height: float, footer: str = "") -> None:
         from matplotlib.figure import Figure
 
-        self.estimates = single(estimates)
-        self.names = short_names(estimates)
         self.figure: Figure = Figure(figsize=(width, height), layout="constrained")
         self._body = height
+        self._foot = footer
 
     def finish(
         self, title: str, finding: str, conditions: str = "", keys: Sequence[Artist] = ()
@@ -180,6 +179,19 @@ class Sheet:
     def _wrapped(self, text: str, size: float) -> list[str]:
         """Text in lines that the sheet's width holds (DejaVu Sans is about 0.55 em wide)."""
         return textwrap.wrap(text, int(self.figure.get_figwidth() * 72 / (size * 0.545)) - 4)
+
+    def _footer(self) -> str:
+        """What stands at the bottom: what the figures are of, and the version."""
+        return f"{self._foot} · moeplan {__version__}"
+
+
+class Sheet(Page):
+    """A page about estimates, which its names and its footer are of."""
+
+    def __init__(self, estimates: Sequence[Estimate], width: float, height: float) -> None:
+        super().__init__(width, height)
+        self.estimates = single(estimates)
+        self.names = short_names(estimates)
 
     def _footer(self) -> str:
         """Models, hardware, version, and how many inputs were assumed."""
