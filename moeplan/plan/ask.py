@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moeplan.cluster.hardware import Cluster, gpu
-from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import TrainingJob, TrainingPlan
@@ -19,13 +18,15 @@ from moeplan.plan.options import machine
 from moeplan.plan.sensitivity import sensitivity
 from moeplan.plan.sizing import Sized, smallest
 from moeplan.plan.space import Space
-from moeplan.plan.training import Found, default_batch, search_training
+from moeplan.plan.training import Found, Row, default_batch, search_training
 from moeplan.plan.why import what_would, why_illegal
 from moeplan.plan.workers import processors
 from moeplan.quantity import plain
 from moeplan.units import fmt_money, fmt_time
 
 __all__ = ["Answer", "Limits", "Question", "ask"]
+
+_ALIKE = 8  # layouts that are kept at least for each row, which stands for equal ones
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Question:
     def search(self, gpus: int) -> Found:
         """The search on a number of GPUs."""
         return search_training(
-            self.plan(gpus), self.space, gpus, self.sequences(gpus), top=self.top,
+            self.plan(gpus), self.space, gpus, self.sequences(gpus), top=_ALIKE * self.top,
             workers=self.processes,
         )  # fmt: skip
 
@@ -192,34 +193,31 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
             found["why"] = why_illegal(first)
 
     def full(number: int) -> Sequence[Mapping[str, Any]]:
-        found, layout = rows[number]
-        plan = found.grid.plan
-        return [training_answer(plan.spec, layout, plan.cluster, plan.job)]
+        plan = rows[number].found.grid.plan
+        return [training_answer(plan.spec, rows[number].layout, plan.cluster, plan.job)]
 
     def chosen(number: int) -> Chosen:
-        found, layout = rows[number]
-        plan = found.grid.plan
-        return Chosen(question.named, plan.cluster.id, layout, plan.job)
+        plan = rows[number].found.grid.plan
+        return Chosen(question.named, plan.cluster.id, rows[number].layout, plan.job)
 
     return Answer(tree, full, chosen)
 
 
-def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[tuple[Found, Layout]]]:
+def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[Row]]:
     """The rows of all searches in the order that was asked for, and the search of the first."""
-    keyed = []
+    keyed: list[tuple[float, float, int, int, list[Any]]] = []
     for number, found in enumerate(searches):
         gpus = found.grid.gpus
-        for place, column in enumerate(found.tally.near.T[: question.top]):
-            each = float(column[-1]) / found.grid.batch
+        for row in found.rows(question.top):
+            each = float(row[0][-1]) / found.grid.batch
             keys = {"time": each, "cost": each * gpus, "gpus": gpus}
-            keyed.append((keys[question.by], each, number, place))
-    keyed.sort()
+            keyed.append((keys[question.by], each, number, len(keyed), row))
+    keyed.sort(key=lambda entry: entry[:4])
     if not keyed:
         least = min(searches, key=lambda found: found.tally.least[0])
         return least, []
-    picked = keyed[: question.top]
     rows = [
-        (searches[number], searches[number].layout(searches[number].tally.near[:, place]))
-        for _, _, number, place in picked
+        Row(searches[number], *(searches[number].layout(column) for column in row))
+        for _, _, number, _, row in keyed[: question.top]
     ]
-    return rows[0][0], rows
+    return rows[0].found, rows
