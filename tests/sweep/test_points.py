@@ -219,7 +219,7 @@ def test_serving_layouts_are_those_of_single_points():
 
 
 def test_links_and_memory_of_a_cluster():
-    """Twice the network halves what it takes but for fixed costs; more memory moves nothing else."""
+    """Twice the network halves what it takes, but for latency; more memory moves nothing."""
     columns = moeplan.sweep(
         "mixtral", vary={"f": [1, 2], "m": [1, 8]}, cluster="h100x64", job="train",
         set={"ep": 8, "overlap": "none", "batch": 256, "gpu.memory_bytes": "gpu.memory_bytes*m",
@@ -231,7 +231,7 @@ def test_links_and_memory_of_a_cluster():
     step = columns["step"].reshape(2, 2)
     exchange = columns["time_ep"].reshape(2, 2)
     assert step[0, 0] == step[0, 1] > step[1, 0]
-    assert 0.5 < exchange[1, 0] / exchange[0, 0] < 0.65
+    assert 0.5 < exchange[1, 0] / exchange[0, 0] < 0.525
     free = columns["memory_free"].reshape(2, 2)
     assert free[0, 1] > free[0, 0]
     assert len(set(columns["memory"].tolist())) == 1
