@@ -283,14 +283,15 @@ class TrainingPlan:
         tokens = unknown if job.tokens is None else own(job.tokens)
         out["seconds"] = calc("tokens/rate", "s", tokens=tokens, rate=rate)
         out["gpu_hours"] = calc("seconds*gpus/3600", "h", seconds=out["seconds"], gpus=gpus)
-        each = own(self._price())
+        each = own(self.price())
         out["dollars"] = calc("hours*price", "$", hours=out["gpu_hours"], price=each)
         power = job.power if job.power is not None else all_in_power(self.cluster.gpu.id)
         watts = unknown if power is None else own(power)
         out["energy"] = calc("seconds*gpus*watts", "J", seconds=out["seconds"], gpus=gpus,
                              watts=watts)  # fmt: skip
 
-    def _price(self) -> Any:
+    def price(self) -> Any:
+        """Dollars per GPU-hour; nan where none is known."""
         given, device = self.job.price, self.cluster.gpu.id
         if given is None:
             return price(device).per_hour if prices(device) else float("nan")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moeplan.cluster.hardware import Cluster, gpu
-from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import TrainingJob, TrainingPlan
@@ -18,13 +18,15 @@ from moeplan.plan.options import machine
 from moeplan.plan.sensitivity import sensitivity
 from moeplan.plan.sizing import Sized, smallest
 from moeplan.plan.space import Space
-from moeplan.plan.training import Found, default_batch, search_training
+from moeplan.plan.training import Found, Row, default_batch, search_training
 from moeplan.plan.why import what_would, why_illegal
-from moeplan.plan.workers import processors
 from moeplan.quantity import plain
 from moeplan.units import fmt_money, fmt_time
+from moeplan.workers import processors
 
 __all__ = ["Answer", "Limits", "Question", "ask"]
+
+_ALIKE = 8  # layouts that are kept at least for each row, which stands for equal ones
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Question:
     def search(self, gpus: int) -> Found:
         """The search on a number of GPUs."""
         return search_training(
-            self.plan(gpus), self.space, gpus, self.sequences(gpus), top=self.top,
+            self.plan(gpus), self.space, gpus, self.sequences(gpus), top=_ALIKE * self.top,
             workers=self.processes,
         )  # fmt: skip
 
@@ -124,7 +126,7 @@ def _size(question: Question) -> Answer:
         sized, chosen = smallest(
             question.plan, first, question.job, question.space,
             batch=question.batch, deadline=limits.deadline, budget=limits.budget,
-            step=limits.gpu_step, workers=question.processes,
+            step=limits.gpu_step, workers=question.processes, told=_progress,
         )  # fmt: skip
         searches = []
     if chosen is None:
@@ -138,6 +140,14 @@ def _size(question: Question) -> Answer:
     said = f"the fewest GPUs that {_limits(limits)}: {chosen.grid.gpus:,}"
     tree = {**answer.tree, "sizing": {"said": said, "sizes": [_size_row(s) for s in sized]}}
     return replace(answer, tree=tree)
+
+
+def _progress(sized: Sized) -> None:
+    """A line at a terminal that says which size was searched."""
+    if sys.stderr.isatty():
+        days = "nothing fits" if sized.seconds is None else f"{sized.seconds / 86400:,.1f} days"
+        end = "\n" if sized.meets else "\r"
+        print(f"{sized.gpus:,} GPUs: {days}        ", end=end, file=sys.stderr, flush=True)
 
 
 def _any_size(name: str) -> Cluster:
@@ -183,34 +193,31 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
             found["why"] = why_illegal(first)
 
     def full(number: int) -> Sequence[Mapping[str, Any]]:
-        found, layout = rows[number]
-        plan = found.grid.plan
-        return [training_answer(plan.spec, layout, plan.cluster, plan.job)]
+        plan = rows[number].found.grid.plan
+        return [training_answer(plan.spec, rows[number].layout, plan.cluster, plan.job)]
 
     def chosen(number: int) -> Chosen:
-        found, layout = rows[number]
-        plan = found.grid.plan
-        return Chosen(question.named, plan.cluster.id, layout, plan.job)
+        plan = rows[number].found.grid.plan
+        return Chosen(question.named, plan.cluster.id, rows[number].layout, plan.job)
 
     return Answer(tree, full, chosen)
 
 
-def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[tuple[Found, Layout]]]:
+def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[Row]]:
     """The rows of all searches in the order that was asked for, and the search of the first."""
-    keyed = []
+    keyed: list[tuple[float, float, int, int, list[Any]]] = []
     for number, found in enumerate(searches):
         gpus = found.grid.gpus
-        for place, column in enumerate(found.tally.near.T[: question.top]):
-            each = float(column[-1]) / found.grid.batch
+        for row in found.rows(question.top):
+            each = float(row[0][-1]) / found.grid.batch
             keys = {"time": each, "cost": each * gpus, "gpus": gpus}
-            keyed.append((keys[question.by], each, number, place))
-    keyed.sort()
+            keyed.append((keys[question.by], each, number, len(keyed), row))
+    keyed.sort(key=lambda entry: entry[:4])
     if not keyed:
         least = min(searches, key=lambda found: found.tally.least[0])
         return least, []
-    picked = keyed[: question.top]
     rows = [
-        (searches[number], searches[number].layout(searches[number].tally.near[:, place]))
-        for _, _, number, place in picked
+        Row(searches[number], *(searches[number].layout(column) for column in row))
+        for _, _, number, _, row in keyed[: question.top]
     ]
-    return rows[0][0], rows
+    return rows[0].found, rows

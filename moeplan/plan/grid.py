@@ -19,6 +19,7 @@ from moeplan.quantity import compile_formula, evaluate, plain
 __all__ = ["Grid", "Part", "divisors", "domain_of"]
 
 _DEGREES = ("tp", "cp", "ep", "etp", "microbatch")
+_MOST_COMBINATIONS = 60_000  # of a piece's degrees, whose tables are held at a time
 
 
 def divisors(number: int) -> list[int]:
@@ -53,7 +54,7 @@ class Grid:
     tp, cp, dp and pp take all factors of the GPUs; ep and etp all divisors of the experts and of
     their width that divide a stage's GPUs; the microbatch all divisors of a replica's sequences.
     Rows are in the order of pp. combination: each row's place in `degrees`, which holds each
-    different (tp, cp, ep, etp, microbatch) once.
+    different (tp, cp, ep, etp, microbatch) once. origin: of a piece, its rows in the whole grid.
     """
 
     plan: TrainingPlan
@@ -64,6 +65,7 @@ class Grid:
     zero: Any
     degrees: dict[str, Any]
     combination: Any
+    origin: Any = None
     _by_order: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -72,11 +74,29 @@ class Grid:
         rows = _rows(plan, space, gpus, batch)
         names = ("pp", "tp", "cp", "dp", "ep", "etp", "microbatch")
         columns = dict(zip(names, rows, strict=True))
-        keys = np.stack([columns[name] for name in _DEGREES])
-        found, place = _unique(keys)
         zero = np.array([z for z in range(4) if space.allows("zero", z)], np.float64)
-        degrees = dict(zip(_DEGREES, found, strict=True))
+        degrees, place = _combined(columns)
         return cls(plan, space, gpus, batch, columns, zero.reshape(-1, 1), degrees, place)
+
+    def pieces(self) -> Iterator[Grid]:
+        """The grid in pieces of bounded size, whose `origin` are rows of this one."""
+        count = self.degrees["tp"].size
+        if count <= _MOST_COMBINATIONS:
+            yield self
+            return
+        for start in range(0, count, _MOST_COMBINATIONS):
+            stop = start + _MOST_COMBINATIONS
+            rows = np.flatnonzero((self.combination >= start) & (self.combination < stop))
+            columns = {name: a[rows] for name, a in self.columns.items()}
+            degrees, place = _combined(columns)
+            yield Grid(
+                self.plan, self.space, self.gpus, self.batch, columns, self.zero, degrees, place,
+                rows,
+            )  # fmt: skip
+
+    def number(self, rows: Any) -> Any:
+        """The numbers of some rows in the whole grid."""
+        return rows if self.origin is None else self.origin[rows]
 
     @cached_property
     def many(self) -> Layout:
@@ -161,6 +181,12 @@ class Grid:
         layers = self.plan.pieces.layers
         each = [max(1, layers // int(pp)) for pp in pps]
         return int(sum(n * v for n, v in zip(counts, each, strict=True))) * len(self.zero)
+
+
+def _combined(columns: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Each different combination of degrees that a piece's cost depends on, and rows' places."""
+    found, place = _unique(np.stack([columns[name] for name in _DEGREES]))
+    return dict(zip(_DEGREES, found, strict=True)), place
 
 
 def _unique(keys: Any) -> tuple[Any, Any]:

@@ -40,6 +40,11 @@ class Demand:
     gpus: int | None = None
     utilization: float = 1.0
 
+    @property
+    def load(self) -> float:
+        """Requests per second that instances must be good for."""
+        return self.rate / self.utilization
+
 
 class Instance(NamedTuple):
     """One layout of an instance in one choice of formats: number of the job, row of the grid."""
@@ -50,11 +55,12 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True)
 class Pool:
-    """Instances of one layout: how many, GPUs of all."""
+    """Instances of one layout: how many, GPUs of all, and other instances that do as well."""
 
     instance: Instance
     count: int
     gpus: int
+    alike: tuple[Instance, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -231,23 +237,14 @@ def _aggregated(
         good = a["fits"] & _within(a["ttft"], demand.ttft) & _within(a["tpot"], demand.tpot)
         counts.append(_count(a, good))
         rows = np.flatnonzero(good)
-        count = _instances(demand.rate / (demand.utilization * a["requests_per_second"][rows]))
-        total = count * gpus[rows]
-        order = np.lexsort((a["ttft"][rows], a["tpot"][rows], total))
-        fast = np.lexsort((a["ttft"][rows], total, a["tpot"][rows]))
-        for i in dict.fromkeys([*order[:top].tolist(), *fast[:top].tolist()]):
-            row = int(rows[i])
-            pool = Pool(Instance(number, row), int(count[i]), int(total[i]))
+        rate = a["requests_per_second"] / gpus
+        for pool in _pools(number, rows, gpus, rate, a["tpot"], demand.load, top):
+            row = pool.instance.row
             out.append(
                 Option("aggregated", (pool,), pool.gpus, float(a["ttft"][row]),
                        float(a["tpot"][row]))
             )  # fmt: skip
     return out, _sum(counts)
-
-
-class _Ranked(NamedTuple):
-    pools: list[Pool]
-    seconds: list[float]
 
 
 def _disaggregated(
@@ -270,32 +267,47 @@ def _disaggregated(
         then = a["fits"] & _within(a["tpot"], demand.tpot)
         counts.append(_count(a, then if first.any() else first))
         new = plain(job.input) * (1 - plain(job.cached))
-        prefill = _ranked(number, gpus, a["prefill_tokens_per_second_per_gpu"], ttft, first,
-                          demand.rate * new / demand.utilization, top)  # fmt: skip
-        decode = _ranked(number, gpus, a["decode_tokens_per_second_per_gpu"], a["tpot"], then,
-                         demand.rate * plain(job.output) / demand.utilization, top)  # fmt: skip
+        prefill = _pools(
+            number, np.flatnonzero(first), gpus, a["prefill_tokens_per_second_per_gpu"], ttft,
+            demand.load * new, top,
+        )  # fmt: skip
+        decode = _pools(
+            number, np.flatnonzero(then), gpus, a["decode_tokens_per_second_per_gpu"], a["tpot"],
+            demand.load * plain(job.output), top,
+        )  # fmt: skip
         out += [
-            Option("disaggregated", (p, d), p.gpus + d.gpus, wait, each)
-            for p, wait in zip(*prefill, strict=True)
-            for d, each in zip(*decode, strict=True)
-        ]
+            Option("disaggregated", (p, d), p.gpus + d.gpus, float(ttft[p.instance.row]),
+                   float(a["tpot"][d.instance.row]))
+            for p in prefill
+            for d in decode
+        ]  # fmt: skip
     return out, _sum(counts)
 
 
-def _ranked(
-    number: int, gpus: Any, rate: Any, seconds: Any, good: Any, load: float, top: int
-) -> _Ranked:
-    """The pools of fewest GPUs, and those of least seconds, each `top` of them."""
-    rows = np.flatnonzero(good)
+def _pools(
+    number: int, rows: Any, gpus: Any, rate: Any, seconds: Any, load: float, top: int
+) -> list[Pool]:
+    """The pools of fewest GPUs, and those of least seconds, each `top` of them.
+
+    rows: instances that may be. rate: of each per GPU, of which `load` is to be carried. Pools of
+    equal GPUs, seconds and rate are one, with the others as `alike`.
+    """
     count = _instances(load / (rate[rows] * gpus[rows]))
     total = count * gpus[rows]
-    few = np.lexsort((seconds[rows], total))
-    fast = np.lexsort((total, seconds[rows]))
-    chosen = list(dict.fromkeys([*few[:top].tolist(), *fast[:top].tolist()]))
-    return _Ranked(
-        [Pool(Instance(number, int(rows[i])), int(count[i]), int(total[i])) for i in chosen],
-        [float(seconds[rows[i]]) for i in chosen],
-    )
+    carried = total * rate[rows]
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for i in np.lexsort((gpus[rows], seconds[rows], total)).tolist():
+        key = tuple(f"{x:.12g}" for x in (total[i], seconds[rows[i]], carried[i]))
+        alike.setdefault(key, []).append(i)
+    groups = list(alike.values())
+    fast = sorted(groups, key=lambda group: (seconds[rows[group[0]]], total[group[0]]))
+    out = {}
+    for first, *others in (*groups[:top], *fast[:top]):
+        out[first] = Pool(
+            Instance(number, int(rows[first])), int(count[first]), int(total[first]),
+            tuple(Instance(number, int(rows[i])) for i in others),
+        )  # fmt: skip
+    return list(out.values())
 
 
 def instance_sizes(cluster: Cluster, most: int) -> Iterator[int]:

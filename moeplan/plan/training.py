@@ -15,9 +15,9 @@ from moeplan.parallel.scan import PieceTable, Place, fill_tables, memory_and_ste
 from moeplan.plan.grid import Grid, Part
 from moeplan.plan.space import Space
 from moeplan.plan.tally import NUMBERS, Tally
-from moeplan.plan.workers import spread
+from moeplan.workers import spread
 
-__all__ = ["WORTH", "Found", "default_batch", "search_training"]
+__all__ = ["WORTH", "Found", "Row", "default_batch", "search_training"]
 
 _ROWS = 131072  # layouts (times ZeRO stages) at a time
 WORTH = 2_000_000
@@ -40,9 +40,29 @@ class Found:
         columns = {name: int(a[row]) for name, a in self.grid.columns.items()}
         return self.kinds[kind].at({**columns, "vpp": vpp, "zero": zero, "batch": self.grid.batch})
 
+    def rows(self, count: int) -> list[list[Any]]:
+        """Numbers of the best layouts; those of equal step and memory are together in a row."""
+        out: list[list[Any]] = []
+        for column in self.tally.near.T:
+            same = out and np.allclose(out[-1][0][-2:], column[-2:], rtol=1e-12, atol=0)
+            if same:
+                out[-1].append(column)
+            elif len(out) < count:
+                out.append([column])
+            else:
+                break
+        return out
+
     def best(self, count: int) -> list[Layout]:
         """The first of the layouts that fit."""
         return [self.layout(column) for column in self.tally.near.T[:count]]
+
+
+class Row:
+    """A row of an answer: a layout, and those that take as long and hold as much."""
+
+    def __init__(self, found: Found, layout: Layout, *alike: Layout) -> None:
+        self.found, self.layout, self.alike = found, layout, alike
 
 
 def default_batch(gpus: int, sequence: int) -> int:
@@ -63,9 +83,9 @@ def search_training(
     grid = Grid.of(plan, space, gpus, batch)
     kinds = list(space.kinds())
     total = Tally(float(value(plan.capacity)), top)
-    if grid.size:
+    for piece in grid.pieces() if grid.size else ():
         for sp in dict.fromkeys(k.sp for k in kinds):
-            search = _Search(grid, kinds, top, sp)
+            search = _Search(piece, kinds, top, sp)
             for found in _spread(search, workers):
                 total.join(found)
     total.finish()
@@ -116,7 +136,7 @@ def _named(grid: Grid, kind: int, vpp: int, rows: Any) -> Any:
         zeros, own = np.divmod(places, rows.size)
         out = np.empty((len(NUMBERS), len(own)))
         out[0], out[1] = kind, vpp
-        out[2], out[3] = rows[own], grid.zero.ravel()[zeros]
+        out[2], out[3] = grid.number(rows[own]), grid.zero.ravel()[zeros]
         return out
 
     return numbers

@@ -8,6 +8,7 @@ from moeplan.arrays import np
 from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.hardware import gpus as all_gpus
 from moeplan.cluster.layout import Layout, quiet
+from moeplan.errors import UserError
 from moeplan.plan.grid import domain_of
 from moeplan.plan.training import Found, default_batch
 from moeplan.quantity import evaluate, plain
@@ -70,7 +71,10 @@ def what_would(found: Found, question: Question) -> list[str]:
     domain = domain_of(found.grid.plan.cluster.gpu)
     for _ in range(_DOUBLINGS):
         gpus = 2 * gpus if gpus >= domain else domain
-        more = question.search(gpus)
+        try:
+            more = question.search(gpus)
+        except UserError:  # a GPU without a NIC
+            break
         if more.tally.fit:
             layout = more.layout(more.tally.least[1])
             out.append(f"{gpus:,} GPUs would do: {more.tally.fit:,} layouts fit")

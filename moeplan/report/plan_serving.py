@@ -102,6 +102,7 @@ def _pool(
         "carries": _carries(role, pool, gpus, numbers, own),
         "binds": SERVING_BINDS[int(answer["binds"][row])],
         "command": question.command(layout, gpus, own, option.mode),
+        "alike": [_text(found.layout(other.row)) for other in pool.alike],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from moeplan.report.layout_tables import assumption_table
@@ -97,6 +98,8 @@ def _best(a: Answer) -> Table:
     formats = [n for n, words in a["space"]["formats"].items() if len(words) > 1]
     for number, row in enumerate(a["best"], 1):
         ways = _ways(row)
+        more = prod(1 + len(pool["alike"]) for pool in row["pools"]) - 1
+        ways += f" (+{more} alike)" if more else ""
         for name in formats:
             ways += f" {name} {row['pools'][0][name]}"
         cells = [f"{number}", f"{row['gpus']:,}", ways, fmt_time(row["ttft"]),
@@ -120,6 +123,10 @@ def _best(a: Answer) -> Table:
                 f"{fmt_time(row['ttft'])}, TPOT {fmt_time(row['tpot'])}"
             )
     for pool in a["best"][0]["pools"]:
+        if pool["alike"]:
+            others = "; ".join(pool["alike"][:3]) + ("; ..." if len(pool["alike"]) > 3 else "")
+            role = "" if pool["role"] == "both" else f"{pool['role']}, "
+            table.notes.append(f"alike ({role}as many GPUs, as fast): {others}")
         table.notes.append(f"in full: {pool['command']}")
     return table
 

@@ -134,6 +134,8 @@ def _best(a: Answer) -> Table:
     varied = _varied(a)
     for number, entry in enumerate(rows, 1):
         layout = f"{degrees(entry)} {kind(entry, varied)}"
+        if entry["alike"]:
+            layout += f" (+{len(entry['alike'])} alike)"
         count = [f"{entry['gpus']:,}"] if sized else []
         cells = [f"{number}", *count, layout, _gib(entry["memory"]), fmt_time(entry["step"])]
         bare = [number, *([entry["gpus"]] if sized else []), entry["layout"],
@@ -147,16 +149,20 @@ def _best(a: Answer) -> Table:
         table.rows.append((*cells, _behind(entry["behind"])))
         table.values.append((*bare, entry["behind"]))
     table.notes = [
-        "degrees that are 1 are left out; equal steps are in the order of memory",
+        "degrees that are 1 are left out; alike: the same step and memory, listed by --json",
         f"the first in full: {rows[0]['command']}",
     ]
+    alike = rows[0]["alike"]
+    if alike:
+        listed = "; ".join(degrees(other) for other in alike[:4])
+        table.notes.insert(1, f"alike to the first: {listed}{'; ...' if len(alike) > 4 else ''}")
     following = a["next"]
     if following is not None:
         changed = ", ".join(
             f"{SHORT.get(n, n)} {_word(x)} -> {_word(y)}"
             for n, (x, y) in following["differs"].items()
         )
-        table.notes.insert(1, f"the second is {following['behind']:.1%} behind: {changed}")
+        table.notes.insert(-1, f"the second is {following['behind']:.1%} behind: {changed}")
     return table
 
 

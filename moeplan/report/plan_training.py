@@ -11,7 +11,7 @@ from moeplan.cluster.layout import Layout
 from moeplan.parallel import BINDS, TrainingPlan
 from moeplan.plan.sensitivity import Outcome, other_memory
 from moeplan.plan.sizing import Sized
-from moeplan.plan.training import Found
+from moeplan.plan.training import Found, Row
 from moeplan.quantity import plain
 from moeplan.report.layout_answer import assumed, bare_tree, power_of, price_of
 
@@ -29,7 +29,7 @@ PARTS = ("compute", "recompute", "tp", "ep", "cp", "pp", "dp", "bubble", "optimi
 
 def plan_answer(
     found: Found,
-    ranked: Sequence[tuple[Found, Layout]],
+    ranked: Sequence[Row],
     outcomes: Sequence[Outcome],
     *,
     by: str,
@@ -42,8 +42,7 @@ def plan_answer(
     of GPUs that were searched.
     """
     plan = found.grid.plan
-    rows = [row(f.grid.plan, layout, f.grid.gpus, command(f.grid.plan.cluster))
-            for f, layout in ranked]  # fmt: skip
+    rows = [row(r, command(r.found.grid.plan.cluster)) for r in ranked]
     measure = {"time": _per_token, "cost": _gpu_per_token, "gpus": _per_token}[by]
     for entry in rows:
         entry["behind"] = measure(entry) / measure(rows[0]) - 1
@@ -59,7 +58,7 @@ def plan_answer(
         "best": rows,
     }
     if rows:
-        layouts = [layout for _, layout in ranked]
+        layouts = [r.layout for r in ranked]
         out["next"] = _next(layouts, rows)
         out["by_kind"] = _by_kind(found)
         out["sensitivity"] = [
@@ -89,8 +88,13 @@ def _assumptions(plan: TrainingPlan, layout: Layout, gpus: int) -> list[dict[str
     return assumed(numbers, plan.times, more)
 
 
-def row(plan: TrainingPlan, layout: Layout, gpus: int, reproduce: str) -> dict[str, Any]:
-    """One layout with its numbers, parts of its step, and the command that shows it all."""
+def row(ranked: Row, reproduce: str) -> dict[str, Any]:
+    """One layout with its numbers, parts of its step, and the command that shows it all.
+
+    alike: layouts of equal step and memory.
+    """
+    layout, grid = ranked.layout, ranked.found.grid
+    plan, gpus = grid.plan, grid.gpus
     answer = plan.evaluate(layout, gpus)
     parts = {name: answer[f"time_{name}"] for name in PARTS}
     return {
@@ -100,6 +104,7 @@ def row(plan: TrainingPlan, layout: Layout, gpus: int, reproduce: str) -> dict[s
         "binds": BINDS[answer["binds"]],
         "parts": parts,
         "command": reproduce.format(str(layout)),
+        "alike": [describe(other) for other in ranked.alike],
     }
 
 

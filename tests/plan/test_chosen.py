@@ -84,7 +84,7 @@ TRAINED = Chosen(
     "mixtral",
     "h100x64",
     Layout.parse("pp=4,ep=8,batch=256", gpus=64),
-    TrainingJob(tokens=10**12),
+    TrainingJob(tokens=10**12, stack="kernels"),
 )
 
 
@@ -192,3 +192,9 @@ def test_two_pools_serve_what_the_slower_one_does():
         names = ("prefill_requests_per_second", "decode_requests_per_second")
         assert found["requests_per_second"] == min(found[name] for name in names)
     json.dumps(many, allow_nan=False)
+
+
+def test_the_documented_plan_is_what_is_written_today(root, tmp_path):
+    shown = root / "docs" / "examples" / "plan.toml"
+    Chosen.load(shown).save(tmp_path / "plan.toml")
+    assert (tmp_path / "plan.toml").read_text() == shown.read_text()

@@ -16,6 +16,7 @@ from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.load import load_config, load_preset
 from moeplan.parallel import Overheads, TrainingJob, TrainingPlan
+from moeplan.plan import grid as grids
 from moeplan.plan import training
 from moeplan.plan.front import Front, undominated
 from moeplan.plan.grid import Grid
@@ -125,6 +126,16 @@ def test_any_number_of_workers_gives_the_same(small, monkeypatch):
     assert np.array_equal(one.tally.front.first, two.tally.front.first)
     assert (one.tally.legal, one.tally.fit) == (two.tally.legal, two.tally.fit)
     assert one.tally.least[0] == two.tally.least[0]
+
+
+def test_pieces_of_a_grid_are_the_grid(small, monkeypatch):
+    plan = plan_of(small)
+    whole = search_training(plan, Space(), 4, 8)
+    monkeypatch.setattr(grids, "_MOST_COMBINATIONS", 7)
+    pieces = search_training(plan, Space(), 4, 8)
+    assert np.array_equal(whole.tally.near, pieces.tally.near)
+    assert np.array_equal(whole.tally.front.second, pieces.tally.front.second)
+    assert (whole.tally.legal, whole.tally.fit) == (pieces.tally.legal, pieces.tally.fit)
 
 
 @cache
