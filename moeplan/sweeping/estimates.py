@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from moeplan.arrays import is_array, np
-from moeplan.cluster.hardware import Gpu, gpu
+from moeplan.cluster.hardware import Gpu
 from moeplan.errors import UserError
 from moeplan.estimation.estimate import Estimate
 from moeplan.estimation.scenario import Scenario
