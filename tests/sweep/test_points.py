@@ -219,7 +219,7 @@ def test_serving_layouts_are_those_of_single_points():
 
 
 def test_links_and_memory_of_a_cluster():
-    """Twice the network halves what it takes, but for latency; more memory moves nothing."""
+    """Twice the network halves its time but for fixed costs; more memory moves nothing else."""
     columns = moeplan.sweep(
         "mixtral", vary={"f": [1, 2], "m": [1, 8]}, cluster="h100x64", job="train",
         set={"ep": 8, "overlap": "none", "batch": 256, "gpu.memory_bytes": "gpu.memory_bytes*m",
