@@ -164,10 +164,10 @@ def read_config(data: Mapping[str, Any], path: str, *, origin: str = "config") -
     return _read(Config(data, path, origin=origin))
 
 
-def read_with_keys(data: Mapping[str, Any], path: str) -> tuple[ModelSpec, frozenset[str]]:
-    """The model, and every key that its family looked for, present or not: `a.b` is nested."""
+def read_with_keys(data: Mapping[str, Any], path: str) -> tuple[ModelSpec, Config]:
+    """The model, and the config that knows which keys its family looked for."""
     config = Config(data, path)
-    return _read(config), config.known()
+    return _read(config), config
 
 
 def _read(config: Config) -> ModelSpec:

@@ -69,6 +69,7 @@ class Config:
         self.origin = origin
         self.outer: Config | None = None  # the file that this part was taken out of by a wrapper
         self.read: set[str] = set()
+        self._together: list[tuple[str, ...]] = []  # names of one number, all given
         self._absent: set[str] = set()  # asked for, not found under any name
         self.notes: list[str] = []
         self._children: list[Config] = []
@@ -106,6 +107,8 @@ class Config:
                 raise self._missing(keys)
             return keys[0], default
         key, value = found[0]
+        if len(found) > 1:
+            self._together.append(tuple(self.prefix + k for k, _ in found))
         for other, second in found[1:]:
             if not _same(second, value):
                 problem = f"is {shown(value)} but {other} is {shown(second)}: they must agree"
@@ -245,6 +248,11 @@ class Config:
         """Every key that was looked for, present or not, with those of nested objects."""
         here = {self.prefix + key for key in self.read | self._absent}
         return frozenset(here).union(*(child.known() for child in self._children))
+
+    def together(self) -> Sequence[tuple[str, ...]]:
+        """Keys that must agree, since each of them is given for the same number."""
+        below = (child.together() for child in self._children)
+        return [*self._together, *(keys for found in below for keys in found)]
 
     def finish(self) -> tuple[str, ...]:
         """Refuse unread keys that bear on the model or misspell one that was looked for.

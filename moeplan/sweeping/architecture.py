@@ -7,7 +7,7 @@ The key is not listed anywhere: it is where the number in the model's own blocks
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -121,13 +121,15 @@ class Architecture:
 
     # ------------------------------------------------------------------------------- keys
     @cached_property
-    def _read(self) -> tuple[ModelSpec, frozenset[str]]:
+    def _read(self) -> tuple[ModelSpec, frozenset[str], Sequence[tuple[str, ...]]]:
+        """The model, all keys that were looked for, and those that are given for one number."""
         if self.data is None:
             raise UserError(
                 f"{self.name} was given as a model without its config, of which keys can be "
                 "changed: give a preset or a config.json"
             )
-        return read_with_keys(self.data, self.path)
+        spec, config = read_with_keys(self.data, self.path)
+        return spec, config.known(), config.together()
 
     def key(self, shape: str) -> str:
         """The config key that holds a shape. `UserError` where there is none of its own."""
@@ -210,7 +212,9 @@ class Architecture:
                 data = _with_layers(data, self.key(name), value)
             else:
                 key = self.key(name) if name in SHAPES else name.removeprefix(CONFIG)
-                _put(data, key, value)
+                alike = [keys for keys in self._read[2] if key in keys and name in SHAPES]
+                for same in {key}.union(*alike):
+                    _put(data, same, value)
         spec = read_with_keys(data, self.path)[0]
         for name, value in changes.items():
             found = SHAPES[name].pick(spec) if name in SHAPES else None

@@ -53,6 +53,7 @@ CHANGES = [
     ("qwen1.5-moe", {"shared_width": 1408}, {"shared_expert_intermediate_size": 1408}),
     ("qwen3-30b", {"config:head_dim": 64, "heads": 16},
      {"head_dim": 64, "num_attention_heads": 16}),
+    ("grok-1", {"experts": 16}, {"num_experts": 16, "num_local_experts": 16}),
     ("gpt-oss-20b", {"layers": 36},
      {"num_hidden_layers": 36, "layer_types": ["sliding_attention", "full_attention"] * 18}),
     ("gpt-oss-20b", {"layers": 5},
