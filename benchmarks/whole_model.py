@@ -18,7 +18,7 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
@@ -30,7 +30,7 @@ from moeplan.load import load_preset
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import BINDS, ServingJob, ServingPlan, TrainingJob, TrainingPlan
 from moeplan.parallel.calibrated import CalibratedTimes
-from moeplan.parallel.optime import STACKS, RowTimes, Stack, row_times
+from moeplan.parallel.optime import STACKS, RowTimes, row_times
 
 MODELS = {
     "Qwen3_30B_a3B": "qwen3-30b-a3b",
@@ -152,22 +152,26 @@ def training(path: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def fit(path: Path) -> tuple[float, float]:
+Figures = tuple[float, float]
+GRID: tuple[Figures, ...] = tuple(
+    itertools.product((0.85, 0.9, 0.95, 1.0), (1e-3 * ms for ms in range(8)))
+)
+
+
+def fit(path: Path, grid: Sequence[Figures] = GRID) -> Figures:
     """(busy, host) with the least mean |log(predicted / published)| on the fitted rows."""
     chosen = [run for run in runs(path) if run.container.startswith(FITTED)]
+    base = STACKS["megatron-bridge"]
 
-    def loss(stack: Stack) -> float:
+    def loss(at: Figures) -> float:
+        stack = replace(base, busy=at[0], host=at[1])
         speeds = [
             run.found(CalibratedTimes(run.machine.gpu, stack))["tokens_per_second_per_gpu"]
             for run in chosen
         ]
         return mean(abs(math.log(s / r.published)) for s, r in zip(speeds, chosen, strict=True))
 
-    grid = itertools.product(
-        (0.85, 0.9, 0.95, 1.0), (0.0, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 7e-3)
-    )
-    base = STACKS["megatron-bridge"]
-    return min(grid, key=lambda at: loss(replace(base, busy=at[0], host=at[1])))
+    return min(grid, key=loss)
 
 
 def bill() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _results(name: str) -> list[dict[str, Any]]:
+def _results(name: str) -> Any:
     rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return rows
 

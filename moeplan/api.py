@@ -54,8 +54,8 @@ def sweep(
     `vary` names inputs and their values (a sequence, or a text such as "1k:64k:x2"); `set` fixes
     inputs or links them by formula ("8*g"). `show` are paths of the estimate's JSON document or,
     with a `cluster` and a `job`, keys of `moeplan.parallel`. The column `reason` is empty for
-    legal points. `workers` are processes: the main module must be importable, as for every
-    multiprocessing. Raises UserError for wrong names and values, and where no point is legal.
+    legal points. `workers` are processes, with the same result. Raises UserError for wrong names
+    and values, and where no point is legal.
     """
     from moeplan.sweeping import ask, run
 

@@ -113,7 +113,7 @@ def train(
     combine: Combine = None,
     stack: Annotated[
         str | None,
-        typer.Option(help="How ops are timed: calibrated, datasheet, ... (docs/cluster.md)."),
+        typer.Option(help="How ops are timed: calibrated, datasheet, kernels, ..."),
     ] = None,
     price: Price = None,
     power: Annotated[str | None, typer.Option(help="All-in watts of a GPU: '1.7 kW'.")] = None,
@@ -237,7 +237,7 @@ def serve(
     combine: Combine = None,
     stack: Annotated[
         str | None,
-        typer.Option(help="How ops are timed: calibrated, datasheet, ... (docs/cluster.md)."),
+        typer.Option(help="How ops are timed: calibrated, datasheet, kernels, ..."),
     ] = None,
     price: Price = None,
     framework: Annotated[

@@ -16,6 +16,7 @@ from moeplan.errors import UserError
 __all__ = ["register"]
 
 _STDOUT = "-"
+_REDRAWN = 0.1  # seconds between two drawings of the bar
 
 
 def sweep(
@@ -112,13 +113,25 @@ def _progress(points: int) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from time import monotonic
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("points", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    drawn = 0.0
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, auto_refresh=False
+    ) as bar:  # without a thread of its own: workers are forked
         task = bar.add_task("points", total=points)
-        yield lambda done, _: bar.update(task, completed=done)
+
+        def progress(done: int, _: int) -> None:
+            nonlocal drawn
+            late = monotonic() - drawn > _REDRAWN or done == points
+            drawn = monotonic() if late else drawn
+            bar.update(task, completed=done, refresh=late)
+
+        yield progress
 
 
 def _files(found: Any, csv: str | None, json: str | None, parquet: Path | None) -> list[Path]:

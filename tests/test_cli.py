@@ -395,3 +395,14 @@ def test_a_terminal_without_some_signs(command: tuple[str, ...], said: bytes) ->
     assert said in done.stdout + done.stderr
     if "--json" in command:
         json.loads(done.stdout)
+
+
+def test_only_the_named_command_is_made_and_no_other_is_lost():
+    from typer.main import get_command
+
+    from moeplan import cli
+
+    every = get_command(cli.app).commands
+    assert list(get_command(cli._wanted(["estimate"])).commands) == ["estimate"]
+    for words in ([], ["estimat"], ["plan"], ["--version"]):
+        assert get_command(cli._wanted(words)).commands.keys() == every.keys()

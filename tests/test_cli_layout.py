@@ -270,3 +270,8 @@ def test_a_model_is_named_as_other_commands_name_it(run):
     assert "several were given: llama-3.1-8b, mixtral" in said(
         run("layout", "llama-3.1-8b", *tail, "--preset", "mixtral")
     )
+
+
+def test_a_model_that_generates_nothing_is_not_served(run):
+    done = run("layout", "privacy-filter", "ep=8", "--cluster", "h200x8", "--serve")
+    assert "it reads texts and generates none" in said(done)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from moeplan.arrays import larger, pick
+from moeplan.arrays import is_array, larger, pick
 from moeplan.calibration.collectives import ASSUMED_BAND, Network, network
 from moeplan.cluster.hardware import Gpu
 from moeplan.quantity import Number
@@ -31,7 +31,7 @@ class Fabric:
     measured: the tables are this GPU's own.
     """
 
-    ratio: float
+    ratio: Number
     measured: bool
 
     @cached_property
@@ -79,7 +79,8 @@ class Fabric:
         )
         why = f"{self.nccl.source}; {self.deepep.source}"
         if not self.measured:
-            why += f"; bytes times {self.ratio:.3g}, the ratio of link bandwidths"
+            times = "" if is_array(self.ratio) else f" times {self.ratio:.3g},"
+            why += f"; bytes{times} by the ratio of link bandwidths"
         return {
             f"{about}, {low - 1:+.0%} to {high - 1:+.0%}": why,
             "messages across domains, assumed": "bytes over the NIC's bandwidth and one latency a "
@@ -91,4 +92,6 @@ def fabric_of(gpu: Gpu) -> Fabric | None:
     """The measured tables for a GPU; None where its links are no NVLink."""
     if gpu.interconnect != "nvlink" or gpu.scale_up_bandwidth is None:
         return None
-    return Fabric(NVLINK / float(gpu.scale_up_bandwidth.value), gpu.id == MEASURED)
+    own = gpu.scale_up_bandwidth.value
+    measured = gpu.id == MEASURED and not is_array(own) and own == NVLINK
+    return Fabric(NVLINK / own, measured)

@@ -12,9 +12,9 @@ long ones run into the power limit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from moeplan.arrays import ceil, larger, np, pick, real, smaller
+from moeplan.arrays import ceil, is_array, larger, np, pick, real, smaller
 from moeplan.calibration.optime import (
     Constant,
     Constants,
@@ -34,6 +34,7 @@ STEP = 64  # elements of the inner dimension that a tile takes at a time
 STAGES = 4  # steps in flight in a tile
 NARROW = 512  # columns or inner elements below which a GEMM is none of a transformer layer
 LEAST_SPLIT = 128  # elements of the inner dimension that each part of a split keeps
+_TILES: list[tuple[Any, ...]] = [(*tile, split) for tile in CUBLAS_TILES for split in CUBLAS_SPLITS]
 
 
 class DenseGemm:
@@ -73,18 +74,17 @@ class DenseGemm:
         m, n, k = (real(points[name]) for name in ("m", "n", "k"))
         weights = points.columns.get("weight_bytes", ELEMENT)
         own = ELEMENT * (m * k + m * n) + weights * n * k
-        choices = [
-            _choice(m, n, k, tile, split, device)
-            for tile in CUBLAS_TILES
-            for split in CUBLAS_SPLITS
-        ]
+        tiles = _TILES
+        if is_array(m) or is_array(n) or is_array(k):  # all choices at once, along a first axis
+            axes = (-1, *(1,) * np.broadcast(m, n, k).ndim)
+            tiles = [tuple(x.reshape(axes) for x in np.array(_TILES, np.float64).T)]
         return {
             "m": m,
             "narrow": smaller(n, k) < NARROW,
             "bytes": points.columns.get("moved", own),
             "flops": 2 * m * n * k,
             "units": device.multiprocessors,
-            "choices": choices,
+            "choices": [_choice(m, n, k, tile, device) for tile in tiles],
         }
 
     def seconds(self, features: Features, constants: Constants) -> Number:
@@ -99,9 +99,9 @@ class DenseGemm:
         for waves, flops, loads, lacking, partial in f["choices"]:
             tile = larger(flops * a_flop, loads * a_load) + c["tile_overhead"]
             time = smooth_max(waves * tile, least * (1 + c["in_flight"] * lacking))
-            if partial is not None:
-                time = time + (c["split"] + partial / c["tile_load_rate"])
-            best = smaller(best, time)
+            added = c["split"] + partial / c["tile_load_rate"]
+            time = time + pick(partial > 0, added, 0.0)
+            best = smaller(best, time.min(axis=0) if is_array(time) else time)
         return c["launch"] + best
 
     def floor(self, features: Features, device: Device) -> Number:
@@ -124,23 +124,23 @@ class DenseGemm:
 
 
 def _choice(
-    m: Number, n: Number, k: Number, tile: tuple[int, int], split: int, device: Device
+    m: Number, n: Number, k: Number, tile: tuple[Any, ...], device: Device
 ) -> tuple[Number, Number, Number, Number, Number]:
-    """(waves, FLOPs and loads of a tile, lack of bytes under way, bytes to add up) of one choice.
+    """(waves, FLOPs and loads of a tile, lack of bytes under way, bytes to add up) of a tile's
+    rows, columns and parts of the inner dimension.
 
     Waves are infinite where the inner dimension is too short for the split.
     """
-    bm, bn = tile
+    bm, bn, split = tile
     inner = ceil(k / split / STEP) * STEP
     blocks = ceil(m / bm) * ceil(n / bn) * split
-    waves = ceil(blocks / device.multiprocessors)
-    if split > 1:
-        waves = pick(k >= split * LEAST_SPLIT, waves, float("inf"))
+    long_enough = (split == 1) | (k >= split * LEAST_SPLIT)
+    waves = pick(long_enough, ceil(blocks / device.multiprocessors), float("inf"))
     together = smaller(blocks, device.multiprocessors)
     return (
         waves,
         2 * bm * bn * inner,
         ELEMENT * (bm + bn) * inner,
         starved(together * ((bm + bn) * STEP * STAGES * ELEMENT), device),
-        2 * ELEMENT * (split + 1) * m * n if split > 1 else None,
+        pick(split > 1, 2 * ELEMENT * (split + 1) * m * n, 0.0),
     )

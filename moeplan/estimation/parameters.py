@@ -102,7 +102,8 @@ def active_range(spec: ModelSpec) -> dict[str, dict[str, Quantity]] | None:
         )
         return replace(spec, groups=tuple(groups))
 
-    return {"fewest": active(at(lambda moe: 0)), "most": active(at(lambda moe: moe.k))}
+    none = Quantity(0, "experts", symbol="r", formula="0", note="no expert with weights is drawn")
+    return {"fewest": active(at(lambda moe: none)), "most": active(at(lambda moe: moe.k))}
 
 
 def _sum(components: dict[Component, Quantity], without: tuple[str, ...] = ()) -> Quantity:

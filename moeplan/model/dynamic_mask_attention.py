@@ -36,9 +36,9 @@ class DynamicMaskAttention(Attention):
 
     def _mask_parts(self) -> tuple[Weight, ...]:
         at = self.prefix
-        matrix = Weight(f"{at}dt_proj.weight", ("G", "G*dv"), "attention")
-        bias = Weight(f"{at}dt_proj.bias", ("G",), "attention", matmul=False)
-        scale = Weight(f"{at}A", ("G",), "attention", matmul=False)
+        matrix = Weight(f"{at}dt_proj.weight", ("G", "G*dv"), "attention", shard="row")
+        bias = Weight(f"{at}dt_proj.bias", ("G",), "attention", matmul=False, shard="heads")
+        scale = Weight(f"{at}A", ("G",), "attention", matmul=False, shard="heads")
         return (matrix, bias, scale) if self.qkv_bias else (matrix, scale)
 
     def weights(self) -> tuple[Weight, ...]:

@@ -87,8 +87,8 @@ class NGramEmbedding(Block):
             return Weight(f"{at}{name}.weight", (_WIDE,), "norms", matmul=False)
 
         return {
-            "key": Weight(f"{at}key_proj.weight", (_WIDE, "Pe"), "embedding", shard="column"),
-            "value": Weight(f"{at}value_proj.weight", ("D", "Pe"), "embedding", shard="column"),
+            "key": Weight(f"{at}key_proj.weight", (_WIDE, "Pe"), "embedding"),
+            "value": Weight(f"{at}value_proj.weight", ("D", "Pe"), "embedding"),
             "norm_key": norm("norm_key"),
             "norm_query": norm("norm_query"),
             "norm_conv": norm("norm_conv"),

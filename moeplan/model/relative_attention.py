@@ -54,7 +54,9 @@ class RelativeAttention(Attention):
         if not self.dynamic:
             return ()
         return tuple(
-            Weight(f"{self.prefix}{name}_sconv.weight_proj", ("G*w", "D"), "attention")
+            Weight(
+                f"{self.prefix}{name}_sconv.weight_proj", ("G*w", "D"), "attention", shard="column"
+            )
             for name in ("k", "v")
         )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from math import comb, isqrt
+from math import ceil, comb, isqrt
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from moeplan.arrays import is_array, np
@@ -74,6 +74,7 @@ def expected_distinct(
     real: of a token's k experts so many are somewhere, in expectation and perhaps less than one;
     the others compute nothing and are nowhere (zero-computation experts). The token then draws k of
     a pool of P = E·k/real, of which E are at the destinations: n·(1 − C(P − E/n, k) / C(P, k)).
+    Where `real` is above k (in a sweep that varies k alone), it counts as k.
     """
     given = (experts, top_k, destinations, *_group_limit(groups, limit))
     if real is None:
@@ -164,11 +165,11 @@ def _reached_of_pool(given: tuple[Number, ...], real: Number) -> Number:
     values = [plain(value) for value in given]
     if any(is_array(value) for value in (*values, real)):
         return _reached_of_pools([np.asarray(value, dtype=np.float64) for value in (*values, real)])
-    E, k, n, G, M = _checked(*values)
+    if not 0 <= real < float("inf"):
+        raise UserError(f"real={real!r} of a token's experts must be a number of at least 0")
+    E, k, n, G, M = _checked(values[0], max(values[1], ceil(real)), *values[2:])
     if G > M:
         raise UserError("experts that compute nothing are not described with groups of experts")
-    if not 0 <= real <= k:
-        raise UserError(f"real={real!r} of a token's experts must lie between 0 and top_k={k}")
     if not real:
         return 0.0
     pool, miss = E * k / Fraction(real), Fraction(1)
@@ -182,7 +183,8 @@ def _reached_of_pools(points: Sequence[_Array]) -> _Array:
     E, k, n, G, M, real = np.broadcast_arrays(*points)
     legal = np.logical_and.reduce([(v >= 1) & (v == np.floor(v)) for v in (E, k, n, G, M)])
     with np.errstate(divide="ignore", invalid="ignore"):
-        legal = legal & _legal(E, k, n, G, M) & (M == G) & (real >= 0) & (real <= k)
+        k = np.maximum(k, np.ceil(real))
+        legal = legal & _legal(E, k, n, G, M) & (M == G) & (real >= 0)
     some = legal & (real > 0)
     E, k, n, real = (np.where(some, value, 1.0) for value in (E, k, n, real))
     reached = np.where(some, 1 - _untouched(E * k / real, E / n, k), 0.0)

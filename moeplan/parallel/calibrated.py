@@ -73,7 +73,7 @@ class CalibratedTimes:
         many = any(is_array(x) for x in (work.flops, work.moved, *(work.gemm or ())))
         if not many and work in self._known:
             return self._known[work]
-        found = _in_chunks(partial(_timed, kind, used), work)
+        found = _once_each(partial(_timed, kind, used), work)
         if work.kind == "select":  # its many small kernels are the fixed cost of an MoE op
             fixed = self.calibrations("bf16")["moe"].fits["moe"].constants["launch"]
             found = Seconds(*(seconds + fixed for seconds in found))
@@ -117,23 +117,36 @@ def _inputs(work: Work, kind: Kind, used: Calibration) -> dict[str, Quantity]:
     return {**shown, **used.fits[kind].quantities(used.source)}
 
 
-def _in_chunks(timed: Any, work: Work) -> Seconds:
-    """`timed` over pieces of long arrays."""
+def _once_each(timed: Any, work: Work) -> Seconds:
+    """`timed` of the different rows of long arrays only, in pieces: layouts share most of them."""
     gemm = work.gemm or (1, 1, 1)
     given = [work.flops, work.moved, *gemm, work.groups, work.experts]
-    size = max((x.size for x in given if is_array(x)), default=1)
-    if size <= _CHUNK:
+    if not any(is_array(x) for x in given):
         return Seconds(*timed(work))
     spread = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in given))
-    flat = [x.ravel() for x in spread]
+    rows, back = _different([x.ravel() for x in spread])
     parts = []
-    for start in range(0, flat[0].size, _CHUNK):
-        a = [x[start : start + _CHUNK] for x in flat]
-        shape = (a[2], a[3], a[4]) if work.gemm is not None else None
-        parts.append(timed(work._replace(flops=a[0], moved=a[1], gemm=shape, groups=a[5],
-                                         experts=a[6])))  # fmt: skip
+    for start in range(0, len(rows[0]), _CHUNK):
+        flops, moved, m, k, n, groups, experts = (x[start : start + _CHUNK] for x in rows)
+        shape = (m, k, n) if work.gemm is not None else None
+        piece = work._replace(flops=flops, moved=moved, gemm=shape, groups=groups, experts=experts)
+        parts.append(timed(piece))
     joined = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Seconds(*(column.reshape(spread[0].shape) for column in joined))
+    return Seconds(*(column[back].reshape(spread[0].shape) for column in joined))
+
+
+def _different(columns: list[Any]) -> tuple[list[Any], Any]:
+    """The different rows of columns, and where each row is among them."""
+    order = np.lexsort(columns)
+    new = np.zeros(len(order), bool)
+    new[:1] = True
+    for column in columns:
+        ordered = column[order]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    back = np.empty(len(order), np.intp)
+    back[order] = np.cumsum(new) - 1
+    first = order[new]
+    return [column[first] for column in columns], back
 
 
 def _timed(kind: Kind, used: Calibration, work: Work) -> tuple[Any, Any, Any]:

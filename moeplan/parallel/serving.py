@@ -69,6 +69,11 @@ class ServingPlan:
             raise UserError(
                 f"draft={job.draft}: {spec.name} has no MTP module to guess tokens with"
             )
+        if next(self.spec.cache(), None) is None:
+            raise UserError(
+                f"{spec.name} keeps no keys, values or state: it reads texts and generates none, "
+                "so there is no decoding to serve"
+            )
         self.widths = widths(self.pieces.all)
         reported = cluster.gpu.memory_reported
         self.capacity = cluster.gpu.memory_bytes if reported is None else reported

@@ -6,6 +6,5 @@ searches again under other inputs, `sizing` finds the smallest cluster, and `ask
 put these together.
 
 A chosen layout is a `moeplan.plan.chosen.Chosen`: it is saved to and loaded from a plan file, and
-`moeplan.plan.export` writes it as launch arguments. `moeplan.plan.sweep` runs the estimate over
-many values of any input.
+`moeplan.plan.export` writes it as launch arguments.
 """

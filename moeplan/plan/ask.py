@@ -20,9 +20,9 @@ from moeplan.plan.sizing import Sized, smallest
 from moeplan.plan.space import Space
 from moeplan.plan.training import Found, Row, default_batch, search_training
 from moeplan.plan.why import what_would, why_illegal
-from moeplan.plan.workers import processors
 from moeplan.quantity import plain
 from moeplan.units import fmt_money, fmt_time
+from moeplan.workers import processors
 
 __all__ = ["Answer", "Limits", "Question", "ask"]
 

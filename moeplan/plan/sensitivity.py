@@ -19,8 +19,8 @@ from moeplan.parallel import TrainingJob, TrainingPlan
 from moeplan.plan.grid import Grid
 from moeplan.plan.tally import SLACK
 from moeplan.plan.training import WORTH, Found, search_training
-from moeplan.plan.workers import spread
 from moeplan.quantity import Quantity, Source, plain
+from moeplan.workers import spread
 
 __all__ = ["Change", "Outcome", "changes", "other_memory", "scaled", "sensitivity"]
 

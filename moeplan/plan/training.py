@@ -15,7 +15,7 @@ from moeplan.parallel.scan import PieceTable, Place, fill_tables, memory_and_ste
 from moeplan.plan.grid import Grid, Part
 from moeplan.plan.space import Space
 from moeplan.plan.tally import NUMBERS, Tally
-from moeplan.plan.workers import spread
+from moeplan.workers import spread
 
 __all__ = ["WORTH", "Found", "Row", "default_batch", "search_training"]
 

@@ -54,6 +54,7 @@ def gather_sum(y_RD: Tensor, weights_TK: Tensor | None, place_TK: Tensor) -> Ten
             sum_TD += row_TD
         else:
             sum_TD.addcmul_(row_TD.float(), weights_TK[:, k : k + 1])
+        del row_TD  # before the next is made
     return sum_TD.to(y_RD.dtype)
 
 

@@ -177,10 +177,11 @@ class _Walk:
         return 0
 
     def _gather_sum(self, weighed: bool) -> int:
-        """Bytes an element beside the result: the fp32 sum and one choice's rows."""
-        if not self.half:
-            return _FP32
-        return 2 * _FP32 if weighed else _FP32 + self.w
+        """Bytes an element beside the result: one choice's rows, or the fp32 sum.
+
+        Weighed rows are wide as well; what is only added gives way to the result.
+        """
+        return 2 * _FP32 if self.half and weighed else _FP32
 
     # ------------------------------------------------------------------------------ backward
     def backward(self) -> None:

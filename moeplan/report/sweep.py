@@ -20,6 +20,7 @@ __all__ = ["names_table", "sweep_tables", "write_csv", "write_json", "write_parq
 
 _ROWS = 40  # of a terminal's table; files have all
 _REASONS = 5
+_BAND = ".band"  # beside an expected value, it is written with it
 _HEAD = 14  # characters of a heading's line, where a dot allows it
 _GAP = 3  # what a drawn table puts between two columns
 
@@ -60,13 +61,18 @@ def sweep_tables(found: Sweep, width: int | None = None) -> list[Table]:
     rows = _picked(found.points)
     fixed = [n for n in found.inputs if _constant(found.columns[n])] if found.points > 1 else []
     inputs = [n for n in found.inputs if n not in fixed]
-    texts = {name: _texts(found, name, rows) for name in (*inputs, *found.shown)}
+    bands = {f"{n.removesuffix(_BAND)}.expected": n for n in found.shown if n.endswith(_BAND)}
+    bands = {n: band for n, band in bands.items() if n in found.shown}
+    shown = [n for n in found.shown if n not in bands.values()]
+    texts = {name: _texts(found, name, rows) for name in (*inputs, *shown)}
+    for name, band in bands.items():
+        texts[name] = _with_band(texts[name], found.columns[band], rows)
     heads = {name: _heading(name) for name in texts}
     wide = {name: _width([*heads[name].split("\n"), *texts[name]]) for name in texts}
     count = f"{found.points:,} point{'s' if found.points != 1 else ''}"
     tables = []
     axes = [n for n in inputs if n in found.axes]
-    parts = _parts((inputs, axes), found.shown, wide, width)
+    parts = _parts((inputs, axes), shown, wide, width)
     for number, part in enumerate(parts, start=1):
         names = [*(inputs if number == 1 else axes), *part]
         some = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
@@ -75,6 +81,8 @@ def sweep_tables(found: Sweep, width: int | None = None) -> list[Table]:
         table.rows = [tuple(texts[name][i] for name in names) for i in range(len(rows))]
         tables.append(table)
     tables[-1].notes += _notes(found, fixed)
+    if bands:
+        tables[-1].notes.append("±: half the error band of the calibrations")
     return tables
 
 
@@ -98,6 +106,15 @@ def _texts(found: Sweep, name: str, rows: Sequence[int | None]) -> list[str]:
         value = value.item() if hasattr(value, "item") else value
         out.append(written(value, unit, given=given))
     return out
+
+
+def _with_band(texts: Sequence[str], band: Any, rows: Sequence[int | None]) -> list[str]:
+    """Expected values with half the width of their band beside them."""
+    return [
+        text if row is None or band[row] is None or band[row] != band[row]
+        else f"{text} ±{band[row]:.0%}"
+        for text, row in zip(texts, rows, strict=True)
+    ]  # fmt: skip
 
 
 def _heading(name: str) -> str:

@@ -103,7 +103,7 @@ class Architecture:
         self.data: Mapping[str, Any] | None = None
         self.path = "config"
         if isinstance(model, ModelSpec):
-            self.data = None
+            pass
         elif isinstance(model, Mapping):
             self.data = model
         elif isinstance(model, Path) or looks_like_path(model):
@@ -268,12 +268,17 @@ def _resize(here: Any, old: int, new: int, key: str) -> None:
     for name, value in here.items():
         if isinstance(value, dict):
             _resize(value, old, new, key)
-        elif isinstance(value, list) and len(value) == old:
+        elif isinstance(value, list) and len(value) == old and _kinds(value) < old:
             if new > old and (period := _period(value)) is None:
                 raise UserError(
                     f"{key} is {new}, and {name} lists {old} layers without a pattern to go on with"
                 )
             here[name] = value[:new] if new <= old else _continued(value, new, period)
+
+
+def _kinds(values: list[Any]) -> int:
+    """How many different entries a list has: one of layers repeats some, one of names does not."""
+    return len({repr(value) for value in values})
 
 
 def _period(values: list[Any]) -> int | None:

@@ -17,7 +17,7 @@ from moeplan.quantity import Quantity, Source
 from moeplan.sweeping.answers import Answer, Evaluator, picked
 from moeplan.sweeping.paths import look
 
-__all__ = ["COST_PATHS", "DEFAULT_PATHS", "Estimates", "with_figures"]
+__all__ = ["COST_PATHS", "DEFAULT_PATHS", "FLOOR_PATHS", "Estimates", "with_figures"]
 
 DEFAULT_PATHS = (
     "params.total",
@@ -25,14 +25,24 @@ DEFAULT_PATHS = (
     "flops.forward_per_token",
     "kv_cache.bytes",
     "all_to_all.forward_step.dispatch.sent",
-    "time.prefill.sequential",
-    "time.decode.sequential",
+    "all_to_all.time.forward_step.expected",
+    "time.prefill.calibrated.expected",
+    "time.prefill.calibrated.band",
+    "time.decode.calibrated.expected",
+    "time.decode.calibrated.band",
 )
 """What is shown where nobody says: those of these that differ between points."""
 
-COST_PATHS = (
-    "cost.prefill_dollars_per_million_tokens.sequential",
+FLOOR_PATHS = (
+    "time.prefill.sequential",
+    "time.decode.sequential",
     "cost.decode_dollars_per_million_tokens.sequential",
+)
+"""What comes with them where figures of the GPU are varied: no calibration knows such a GPU."""
+
+COST_PATHS = (
+    "cost.prefill_dollars_per_million_tokens.expected",
+    "cost.decode_dollars_per_million_tokens.expected",
 )
 """What comes with them where the hardware or its price is varied."""
 
@@ -83,16 +93,15 @@ class Estimates(Evaluator):
         for i in np.flatnonzero(~good):
             pair = tuple(int(settings[n][i]) for n in names)
             if pair not in said:
-                said[pair] = _why(prepared, dict(zip(names, pair, strict=True)))
+                said[pair] = _why(result, dict(zip(names, pair, strict=True)))
             reasons[int(points[i])] = said[pair]
         return good, reasons
 
 
-def _why(prepared: _Shared, numbers: Mapping[str, int]) -> str:
+def _why(result: Estimate, numbers: Mapping[str, int]) -> str:
     """What a single exchange with these numbers is refused for."""
-    words = {n: v for n, v in prepared.settings.items() if n in ("dispatch", "combine", "policy")}
     try:
-        exchange(prepared.spec, Scenario.of(**words, **numbers))
+        exchange(result.spec, Scenario.of(**numbers), result.gpu)
     except UserError as problem:
         return str(problem)
     return "no such exchange"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 from moeplan.errors import UserError
-from moeplan.sweeping.answers import Answer, Evaluator
+from moeplan.sweeping.answers import Evaluator
 from moeplan.sweeping.ask import Ask, Group
 from moeplan.sweeping.columns import Columns, Sweep
-from moeplan.sweeping.estimates import COST_PATHS, DEFAULT_PATHS, Estimates
+from moeplan.sweeping.estimates import COST_PATHS, DEFAULT_PATHS, FLOOR_PATHS, Estimates
 from moeplan.sweeping.layouts import DEFAULT_KEYS, Layouts
+from moeplan.workers import spread
 
 __all__ = ["run"]
 
@@ -26,7 +27,8 @@ def run(asked: Ask, *, workers: int = 1, progress: Progress | None = None) -> Sw
     _check_paths(asked)
     found = Columns(asked)
     done = 0
-    for answers in _answers(asked, workers):
+    one = evaluator(asked)
+    for answers in spread(one.answers, _tasks(asked, one.chunk), workers):
         for answer in answers:
             found.take(answer)
             done += len(answer.points) + len(answer.reasons)
@@ -39,8 +41,9 @@ def _defaults(asked: Ask) -> tuple[str, ...]:
     """What is shown where nobody says."""
     if asked.mode != "estimate":
         return tuple(key for key in DEFAULT_KEYS[asked.mode] if key not in asked.inputs)
-    paid = any(known.room == "gpu" or n in ("gpu", "price") for n, known in asked.inputs.items())
-    return DEFAULT_PATHS + (COST_PATHS if paid else ())
+    own = any(known.room == "gpu" for known in asked.inputs.values())
+    paid = own or not asked.inputs.keys().isdisjoint(("gpu", "price"))
+    return DEFAULT_PATHS + FLOOR_PATHS * own + COST_PATHS * paid
 
 
 def evaluator(asked: Ask) -> Evaluator:
@@ -70,38 +73,3 @@ def _check_paths(asked: Ask) -> None:
             return
     for text in filter(None, missing.values()):
         raise UserError(text)
-
-
-# ----------------------------------------------------------------------------------- workers
-_EVALUATOR: Evaluator | None = None
-_TASKS: Sequence[Group] = ()
-
-
-def _answers(asked: Ask, workers: int) -> Iterator[Iterable[Answer]]:
-    """The answers of every task, in order."""
-    one = evaluator(asked)
-    tasks = _tasks(asked, one.chunk)
-    if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield one.answers(task)
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(
-        min(workers, len(tasks)), get_context("spawn"), _start, (asked,)
-    ) as pool:
-        share = max(1, min(16, len(tasks) // (4 * workers)))
-        yield from pool.map(_work, range(len(tasks)), chunksize=share)
-
-
-def _start(asked: Ask) -> None:
-    """Make a worker's evaluator, once."""
-    global _EVALUATOR, _TASKS
-    _EVALUATOR = evaluator(asked)
-    _TASKS = _tasks(asked, _EVALUATOR.chunk)
-
-
-def _work(task: int) -> list[Answer]:
-    assert _EVALUATOR is not None
-    return _EVALUATOR.answers(_TASKS[task])

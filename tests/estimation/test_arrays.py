@@ -134,9 +134,14 @@ def test_arrays_broadcast_against_each_other() -> None:
 # --------------------------------------------------------------------------- exact and unbounded
 @pytest.mark.parametrize("name", READABLE)
 def test_counts_of_one_design_are_exact_whole_numbers(name: str) -> None:
-    """No float slips into a scalar count, whatever its size."""
+    """No float slips into a scalar count, whatever its size.
+
+    What a token touches is an expectation where it gets part of an expert on average (ZAYA1).
+    """
     e = estimate(spec_of(name), context=1_000_003, batch=7)
     for path in ("params.total", "params.active.all", "params.mtp", "params.buffers"):
+        if path == "params.active.all" and name == "zaya1-8b":
+            continue
         assert type(e[path].value) is int, path
     assert all(type(q.value) is int for q in e.tree["params"]["by_component"].values())
     assert type(e["kv_cache.bytes"].value) is int

@@ -293,11 +293,15 @@ def test_experts_that_compute_nothing_are_nowhere(E, Z, k, n):
 
 
 def test_real_experts_out_of_range():
-    with pytest.raises(UserError, match=r"real=3 .* between 0 and top_k=2"):
-        expected_distinct(16, 2, 4, real=3)
+    with pytest.raises(UserError, match=r"real=-1 .* at least 0"):
+        expected_distinct(16, 2, 4, real=-1)
+    assert expected_distinct(16, 2, 4, real=3) == pytest.approx(expected_distinct(16, 3, 4))
+    np.testing.assert_allclose(
+        expected_distinct(16, 2, np.array([4]), real=3), expected_distinct(16, 3, 4), rtol=1e-12
+    )
     with pytest.raises(UserError, match="groups"):
         expected_distinct(16, 2, 4, 4, 2, real=1)
-    assert np.isnan(expected_distinct(16, 2, 4, real=np.array([3.0, -1.0, np.nan]))).all()
+    assert np.isnan(expected_distinct(16, 2, 4, real=np.array([17.0, -1.0, np.nan]))).all()
 
 
 # Errors

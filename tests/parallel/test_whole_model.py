@@ -71,7 +71,12 @@ def test_the_fit_is_the_one_that_ships():
     if not SHARED.exists():
         pytest.skip("the published rows are not part of the project")
     stack = whole_model.STACKS["megatron-bridge"]
-    assert whole_model.fit(SHARED) == (stack.busy, stack.host)
+    own = stack.busy, stack.host
+    beside = [
+        (stack.busy - 0.05, stack.host),
+        *((stack.busy, stack.host + d) for d in (-1e-3, 1e-3)),
+    ]
+    assert whole_model.fit(SHARED, [*beside, own]) == own
 
 
 def test_serving_and_the_bill_are_todays(kept):

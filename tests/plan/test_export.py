@@ -14,6 +14,7 @@ from moeplan.load import load_model
 from moeplan.plan.export import ENGINES, export
 from tests.commands import runner
 from tests.exported import chosen, commands, read, served
+from tests.reading import ONE_OF_EACH_FAMILY
 
 
 @pytest.fixture
@@ -92,12 +93,27 @@ def test_megatron_reads_the_same_layout(model, degrees, cluster, job):
     assert ("--sequence-parallel" in got) == (want.tp > 1)
 
 
-@pytest.mark.parametrize("model", ["mixtral", "qwen3-30b", "deepseek-v3", "llama-3.1-8b"])
-def test_megatron_arguments_describe_the_model_to_the_last_parameter(model):
-    """Parameters counted from the arguments as Megatron-LM builds its layers."""
+def test_megatron_arguments_describe_models_to_the_last_parameter():
+    """Of every family, each model that is not refused."""
     from moeplan import api
 
-    got = read(export("megatron-lm", chosen(model, "batch=8", "h100x8")).arguments["train"])
+    written = []
+    for model in sorted({*ONE_OF_EACH_FAMILY, "llama-3.1-8b", "glm-4.5", "qwen1.5-moe-a2.7b"}):
+        plan, refused = chosen(model, "batch=8", "h100x8", mtp=False), ""
+        try:
+            got = read(export("megatron-lm", plan).arguments["train"])
+        except UserError as problem:
+            refused = str(problem)
+        if refused:
+            assert refused.startswith("Megatron-LM cannot express this")
+            continue
+        written.append(model)
+        assert megatron_parameters(model, got) == api.estimate(model)["params.total"].value, model
+    assert len(written) > 12
+
+
+def megatron_parameters(model, got):
+    """Parameters counted from the arguments as Megatron-LM builds its layers."""
 
     def n(option, default=0):
         return int(got.get(f"--{option}", default))
@@ -106,23 +122,54 @@ def test_megatron_arguments_describe_the_model_to_the_last_parameter(model):
     if "--multi-latent-attention" in got:
         rq, rkv, dn, dr, dv = (n(o) for o in ("q-lora-rank", "kv-lora-rank", "qk-head-dim",
                                               "qk-pos-emb-head-dim", "v-head-dim"))  # fmt: skip
-        attention = width * rq + rq * heads * (dn + dr) + width * (rkv + dr) + rq + rkv
+        attention = width * (rkv + dr) + rkv + (rq or width) * heads * (dn + dr)
+        attention += width * rq + rq
         attention += rkv * heads * (dn + dv) + heads * dv * width
     else:
         each, groups = n("kv-channels"), n("num-query-groups", heads)
         attention = 2 * width * heads * each + 2 * width * groups * each
         attention += 2 * each * ("--qk-layernorm" in got)
+        attention += (heads + 2 * groups) * each * ("--add-qkv-bias" in got)
     dense = 3 * width * n("ffn-hidden-size")
     experts = n("num-experts")
     moe = experts * (3 * width * n("moe-ffn-hidden-size") + width)  # the expert bias is a buffer
     moe += 3 * width * n("moe-shared-expert-intermediate-size")
+    moe += width * ("--moe-shared-expert-gate" in got)
     where = eval(got["--moe-layer-freq"]) if "--moe-layer-freq" in got else [experts > 0] * layers
     assert len(where) == layers
     total = layers * (attention + 2 * width) + width
     total += sum(moe if held else dense for held in where)
     vocabulary = int(load_model(model).vocabulary.value) * width
-    total += vocabulary * (1 + ("--untie-embeddings-and-output-weights" in got))
-    assert total == api.estimate(model)["params.total"].value
+    return total + vocabulary * (1 + ("--untie-embeddings-and-output-weights" in got))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "line"),
+    [("ep=8,batch=64", "export CUDA_DEVICE_MAX_CONNECTIONS=1"),
+     ("ep=8,zero=2,batch=64", "unset CUDA_DEVICE_MAX_CONNECTIONS"),
+     ("ep=8,overlap=all-to-all,batch=64", "export CUDA_DEVICE_MAX_CONNECTIONS=32"),
+     ("tp=2,ep=8,overlap=all-to-all,batch=64", "export CUDA_DEVICE_MAX_CONNECTIONS=1")],
+)  # fmt: skip
+def test_megatron_has_as_many_work_queues_as_it_asks_for(degrees, line):
+    """validate_args of release 0.19.2: Megatron-FSDP refuses 1, tp and cp ask for it."""
+    found = export("megatron-lm", chosen("mixtral", degrees, "h100x8"))
+    assert found.script[0] == line
+    assert ("--ckpt-format" in found.arguments["train"]) == ("zero=2" in degrees)
+
+
+def test_megatron_is_told_a_width_of_heads_that_do_not_divide_the_model():
+    """validate_args of release 0.19.2 asserts that they do, unless --kv-channels is given."""
+    plan = chosen("glm-4.7-flash", "ep=8,batch=64", "h100x8")
+    got = read(export("megatron-lm", plan).arguments["train"])
+    assert int(got["--hidden-size"]) % int(got["--num-attention-heads"])
+    assert got["--kv-channels"] == got["--qk-head-dim"]
+
+
+def test_megatron_recomputes_activations_of_experts_only():
+    plan = chosen("llama-3.1-8b", "recompute=selective,batch=64", "h100x8")
+    got = read(export("megatron-lm", plan).arguments["train"])
+    assert got["--recompute-modules"] == "layernorm"
+    assert "is kept" in " ".join(export("megatron-lm", plan).notes)
 
 
 # ---------------------------------------------------------------------------------- torchtitan
@@ -193,11 +240,19 @@ REFUSED = [
      "schedule dualpipe"),
     ("megatron-lm", chosen("mixtral", "pp=4,ep=8,batch=256,schedule=zero-bubble", "h100x32"),
      "schedule zero-bubble"),
+    ("megatron-lm", chosen("arctic", "ep=8,batch=64", "h200x8"), "not norm, attention, norm, FFN"),
+    ("megatron-lm", chosen("hunyuan-large", "ep=8,batch=64", "h200x8"), "differ in shares_kv"),
     ("megatron-lm", chosen("gpt-oss-120b", "ep=8,batch=64", "h100x8"), "clamped_swiglu"),
     ("megatron-lm", chosen("qwen3-next", "ep=8,batch=64", "h100x8"), "GatedDeltaNet"),
     ("megatron-lm", chosen("mixtral", "tp=2,sp=0,ep=8,batch=64", "h100x8"), "sequence parallelism"),
     ("megatron-lm", chosen("mixtral", "ep=8,batch=64,recompute=selective:norm+dispatch", "h100x8"),
      "recomputing dispatch"),
+    ("megatron-lm", chosen("ernie-4.5", "ep=8,batch=64", "h100x8"),
+     "adds a bias to softmax scores"),
+    ("megatron-lm", chosen("mixtral", "ep=8,zero=3,batch=64", "h100x8", optimizer="muon"),
+     "zero=3 with muon"),
+    ("megatron-lm", chosen("llama-3.1-8b", "recompute=selective:activation,batch=64", "h100x8"),
+     "activation of dense FFNs alone"),
     ("torchtitan", chosen("qwen3-30b", "ep=4,etp=2,batch=64", "h100x8"), "etp=2"),
     ("torchtitan", chosen("qwen3-30b", "pp=4,ep=8,batch=256,schedule=dualpipe", "h100x32"),
      "DualPipeV"),

@@ -173,12 +173,23 @@ def test_the_hook_changes_no_number() -> None:
 
 
 # ------------------------------------------------------------------------------------- errors
-def test_only_layers_with_zero_computation_experts_are_not_built() -> None:
-    """Their rows are random numbers, so that neither FLOPs nor sizes would be what is estimated."""
+NOT_BUILT = {
+    "Z": "experts without computation: their rows are random numbers, so that neither FLOPs nor "
+    "sizes would be what is estimated",
+    "Es": "shared experts that take part in the router's softmax",
+    "Fv": "experts of a second width for another kind of token",
+}
+
+
+def test_what_is_not_built_is_refused_by_the_setting_that_is_missing() -> None:
     blocks = {(preset.name, id(block)): block for preset in presets()
               for _, block in load_preset(preset.name).blocks(MoE)}  # fmt: skip
-    refused = {name for (name, _), block in blocks.items() if not is_built(block)}
-    assert refused == {name for (name, _), block in blocks.items() if block.Z is not None}
+    for (name, _), block in blocks.items():
+        missing = [field for field in NOT_BUILT if getattr(block, field, None) is not None]
+        assert is_built(block) == (not missing), name
+        if missing:
+            with pytest.raises(UserError, match=rf"does not build MoE\.({'|'.join(missing)})="):
+                Layer(block, device="meta")
 
 
 def test_settings_that_are_not_built_are_refused_by_name() -> None:

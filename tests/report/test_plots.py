@@ -423,13 +423,13 @@ def test_another_process_and_another_taste_write_the_same_bytes(
 
 def test_the_same_figure_twice_is_the_same_file(tmp_path: Path) -> None:
     """And drawing leaves the caller's matplotlib settings alone."""
-    from moeplan.report.plots import _save
+    from moeplan.report.plots import save
 
     before = dict(mpl.rcParams)
     estimates = [estimate("mixtral-8x7b")]
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        _save(plot("all_to_all", estimates), tmp_path / folder / "all_to_all", ("png", "svg"))
+        save(plot("all_to_all", estimates), tmp_path / folder / "all_to_all", ("png", "svg"))
     assert dict(mpl.rcParams) == before
     for kind in ("png", "svg"):
         one, two = (tmp_path / folder / f"all_to_all.{kind}" for folder in ("one", "two"))

@@ -57,13 +57,33 @@ def test_the_table_fits_and_says_what_is_not_legal(command, columns):
     assert "a whole number is needed" in " ".join(done.out.split())
 
 
-def test_wide_sweeps_are_cut_into_tables_that_repeat_the_inputs(command):
-    done = command("sweep", "mixtral", "--vary", "g=1:100", "--set", "experts=8*g", columns=80)
+def test_wide_sweeps_are_cut_into_tables_that_repeat_the_axes(command):
+    shown = (
+        "all_to_all.forward_step.dispatch.sent,all_to_all.forward_step.combine.sent,params.total"
+    )
+    done = command(
+        "sweep", "mixtral", "--vary", "tokens=1:100", "--set", "ep=8", "--set", "batch=2*tokens",
+        "--show", shown, "--show", "kv_cache.bytes,time.decode.upper,time.decode.lower", columns=80,
+    )  # fmt: skip
     assert done.code == 0
-    assert "100 points, part 2 of" in done.out
+    assert "100 points, part 2 of 2" in done.out
+    heads = [line.split()[:3] for line in done.out.splitlines() if line.startswith("tokens")]
+    assert heads[0][:2] == ["tokens", "batch"]
+    assert heads[1][:1] == ["tokens"]
+    assert heads[1][1] != "batch"
     assert max(map(len, done.out.splitlines())) <= 80
     assert "40 of 100 points: --csv, --json and --parquet have all" in done.out
-    assert "the same at every point: kv_cache.bytes 536.9 MB" in " ".join(done.out.split())
+    assert "the same at every point: ep 8" in done.out
+
+
+def test_expected_times_stand_with_their_band(command):
+    done = command("sweep", "mixtral", "--vary", "gpu=h100,h200", columns=120)
+    assert done.code == 0
+    for gpu in ("h100", "h200"):
+        found = moeplan.estimate("mixtral", gpu=gpu)["time.decode.calibrated"]
+        [row] = [line for line in done.out.splitlines() if line.split()[:1] == [gpu]]
+        assert f"{found['expected'].value * 1e3:.4g} ms ±{found['band'].value:.0%}" in row
+    assert "band" not in done.out.splitlines()[3]
 
 
 def number(text):

@@ -154,7 +154,7 @@ class Exported:
 def _wrapped(text: str) -> Iterable[str]:
     from textwrap import wrap
 
-    return wrap(text, 96, initial_indent="# ", subsequent_indent="#   ")
+    return wrap(text, 80, initial_indent="# ", subsequent_indent="#   ")
 
 
 def continued(head: str, lines: Iterable[str]) -> str:

@@ -44,9 +44,21 @@ def megatron(subject: Subject) -> Exported:
             '"${MORE[@]}"',
         ],
     )
-    return Exported(
-        NAME, ("export CUDA_DEVICE_MAX_CONNECTIONS=1", launch), {"train": args.words}, tuple(notes)
-    )
+    script = (_connections(subject, args), launch)
+    return Exported(NAME, script, {"train": args.words}, tuple(notes))
+
+
+def _connections(subject: Subject, args: Arguments) -> str:
+    """Work queues of a GPU, as release 0.19.2 asks for them (validate_args in arguments.py).
+
+    One keeps the order in which tp and cp overlap before Blackwell; Megatron-FSDP refuses one, and
+    the overlap of all-to-all wants many.
+    """
+    v, words = subject.degrees, args.words
+    if "--use-megatron-fsdp" in words:
+        return "unset CUDA_DEVICE_MAX_CONNECTIONS"
+    many = "--overlap-moe-expert-parallel-comm" in words and v["tp"] * v["cp"] == 1
+    return f"export CUDA_DEVICE_MAX_CONNECTIONS={32 if many else 1}"
 
 
 def _parallel(subject: Subject, args: Arguments, no: Refusals) -> list[str]:
@@ -72,6 +84,9 @@ def _parallel(subject: Subject, args: Arguments, no: Refusals) -> list[str]:
         args.add("--use-megatron-fsdp")
         args.add("--data-parallel-sharding-strategy", _SHARDING[v["zero"]])
         args.add("--ckpt-format", "fsdp_dtensor")
+        job = subject.chosen.job
+        no.unless(getattr(job, "optimizer", "") != "muon", f"zero={v['zero']} with muon: "
+                  "Megatron-FSDP has Adam and SGD only")  # fmt: skip
         if v["pp"] > 1:
             notes.append("whether Megatron-FSDP (zero >= 2) runs with pipeline parallelism in your "
                          "version was not verified")  # fmt: skip
@@ -171,6 +186,11 @@ def _recompute(subject: Subject, args: Arguments, no: Refusals) -> list[str]:
                   "moe_act and mla_up_proj, or the whole moe")  # fmt: skip
         latent = any(name == "--multi-latent-attention" for name in args.words)
         groups = [g for g in layout.selective if latent or g != "up_projection"]
+        if subject.spec.moe is None and "activation" in groups:
+            groups.remove("activation")  # moe_act is refused where there are no experts
+            notes.append("the activation of FFNs that all tokens pass is kept: no module "
+                         "recomputes it alone, which the plan does not count")  # fmt: skip
+        no.unless(bool(groups), "recomputing the activation of dense FFNs alone")
         args.add("--recompute-granularity", "selective")
         args.add("--recompute-modules", *(_MODULES[g] for g in groups if g in _MODULES))
         if "activation" in groups:

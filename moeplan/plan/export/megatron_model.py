@@ -16,6 +16,8 @@ from moeplan.quantity import plain
 __all__ = ["model_arguments"]
 
 _KNOWN = (Attention, LatentAttention, DenseFFN, MoE, Norm, Residual, Embedding, Head, Projection)
+_BIASED = ("sigmoid", "sqrtsoftplus")
+"""Scores that an expert's bias may be added to (TransformerConfig of release 0.19.2)."""
 
 
 def model_arguments(spec: ModelSpec, args: Arguments, no: Refusals, *, mtp: bool) -> list[str]:
@@ -23,6 +25,8 @@ def model_arguments(spec: ModelSpec, args: Arguments, no: Refusals, *, mtp: bool
     others = {type(b).__name__ for g in spec.groups for b in g.blocks if type(b) not in _KNOWN}
     no.unless(not others, f"the model has {', '.join(sorted(others))}, for which no arguments "
               "are known")  # fmt: skip
+    if not others:
+        _structure(spec, no)
     args.group("model")
     args.add("--num-layers", int(spec.layers))
     args.add("--hidden-size", int(spec.hidden.value))
@@ -36,10 +40,31 @@ def model_arguments(spec: ModelSpec, args: Arguments, no: Refusals, *, mtp: bool
     args.add("--attention-dropout", 0)
     modules = int(sum(g.number for g in spec.groups if g.role == "mtp"))
     args.flag(mtp and modules > 0, "--mtp-num-layers", modules)
+    apart = [f"not part of it: {', '.join(spec.not_counted)}"] if spec.not_counted else []
     return [
-        f"the vocabulary of {spec.vocabulary.value:,} tokens, rotary base and scaling, norm "
-        "epsilon, learning rate, data, tokenizer and checkpoints are yours to add, as MORE"
+        *apart,
+        f"yours to add, as MORE: the vocabulary of {spec.vocabulary.value:,} tokens, what has no "
+        "weights (rotary base and scaling, norm epsilon, multipliers; norms are written as "
+        "RMSNorm), learning rate, data, tokenizer and checkpoints",
     ]
+
+
+def _structure(spec: ModelSpec, no: Refusals) -> None:
+    """A layer is norm, attention, norm, FFN, with a residual around each pair; ends are plain."""
+    for group in spec.groups:
+        if not group.is_layer or group.role != "model":
+            continue
+        kinds = [type(b) for b in group.blocks]
+        mixer = Attention if Attention in kinds else LatentAttention
+        ffn = MoE if MoE in kinds else DenseFFN
+        usual = kinds == [Norm, mixer, Residual, Norm, ffn, Residual]
+        listed = ", ".join(kind.__name__ for kind in kinds)
+        no.unless(usual, f"a layer is {listed}, not norm, attention, norm, FFN")
+    norms = [b for g in spec.groups for b in g.blocks if isinstance(b, Norm)]
+    no.unless(not any(b.bias for b in norms) and all(b.scale for b in norms), "norms have biases, "
+              "or no scale")  # fmt: skip
+    heads = [b for _, b in spec.blocks(Head)]
+    no.unless(not any(b.bias for b in heads), "the head has a bias")
 
 
 def _same(blocks: list[Any], names: tuple[str, ...], no: Refusals, what: str) -> Any:
@@ -71,7 +96,9 @@ def _attention(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
 
 def _grouped(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
     blocks = [b for _, b in spec.blocks(Attention)]
-    a = _same(blocks, ("H", "G", "dh", "dv", "scope", "qk_norm", "gate", "sinks"), no, "attention")
+    names = ("H", "G", "dh", "dv", "dr", "scope", "qk_norm", "gate", "sinks", "shares_kv", "rope",
+             "qkv_bias")  # fmt: skip
+    a = _same(blocks, names, no, "attention")
     no.unless(plain(a.dh) == plain(a.dv), "keys and values have different widths")
     no.unless(a.scope == "full", f"attention sees a {a.scope} only")
     plainly = not (a.gate or a.sinks or a.shares_kv or a.o_bias) and a.own_gate == "none"
@@ -83,6 +110,9 @@ def _grouped(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
     args.add("--kv-channels", plain(a.dh))
     args.flag(a.qk_norm == "head", "--qk-layernorm")
     args.flag(a.qkv_bias, "--add-qkv-bias")
+    no.unless(a.rope and a.causal, "attention has no rotary positions, or no causal mask")
+    if a.dr is not None:
+        args.add("--rotary-percent", f"{plain(a.dr) / plain(a.dh):g}")
 
 
 def _latent(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
@@ -90,8 +120,14 @@ def _latent(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
     a = _same(blocks, ("H", "rq", "rkv", "dn", "dr", "dv"), no, "latent attention")
     plainly = a.W is None and a.own_gate == "none" and not (a.bias or a.sinks or a.shares_kv)
     no.unless(plainly, "latent attention has a window, gates, sinks or a bias")
+    no.unless(
+        a.rope and not (a.scales_queries or a.k_rope_norm),
+        "latent attention has no rotary positions, scaled queries or a norm of the rotary keys",
+    )
     args.add("--multi-latent-attention")
     args.add("--num-attention-heads", plain(a.H))
+    # latent attention has no use for it, but the width of a head is checked where it is left out
+    args.flag(int(spec.hidden.value) % plain(a.H) != 0, "--kv-channels", plain(a.dn))
     args.flag(a.rq is not None, "--q-lora-rank", 0 if a.rq is None else plain(a.rq))
     args.add("--kv-lora-rank", plain(a.rkv))
     args.add("--qk-head-dim", plain(a.dn))
@@ -105,6 +141,7 @@ def _ffn(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
     experts = [b for _, b in spec.blocks(MoE)]
     kinds = {(b.gated, b.activation) for b in dense} | {(b.gated, b.activation) for b in experts}
     others = {activation for gated, activation in kinds if not gated or activation != "silu"}
+    no.unless(not any(b.bias for b in dense), "dense FFNs have biases")
     no.unless(not others, f"an FFN is not SwiGLU ({', '.join(sorted(others))})")
     args.add("--swiglu")
     if dense:
@@ -118,7 +155,8 @@ def _ffn(spec: ModelSpec, args: Arguments, no: Refusals) -> None:
 def _moe(spec: ModelSpec, experts: list[MoE], args: Arguments, no: Refusals) -> None:
     moe = _same(experts, ("E", "k", "F", "Fs", "Z", "Dl", "routing"), no, "MoE blocks")
     usual = moe.Z is None and moe.Dl is None and moe.V is None and not moe.router_scales
-    biased = moe.expert_bias or moe.router_bias or moe.output_bias
+    no.unless(moe.routing.weigh == "output", "tokens are weighed before their experts")
+    biased = moe.shared_bias or moe.expert_bias or moe.router_bias or moe.output_bias
     no.unless(
         usual and not biased,
         "experts have biases, a latent, zero-computation experts or hashed routing",
@@ -148,6 +186,10 @@ def _routing(moe: MoE, args: Arguments, no: Refusals) -> None:
     before = r.score == "softmax" and not r.renormalise  # softmax over all experts, then top-k
     args.flag(before, "--moe-router-pre-softmax")
     args.flag(r.scale != 1, "--moe-router-topk-scaling-factor", r.scale)
+    no.unless(
+        not r.selection_bias or score in _BIASED,
+        f"its router adds a bias to {score} scores, which only {' and '.join(_BIASED)} may have",
+    )
     args.flag(r.selection_bias, "--moe-router-enable-expert-bias")
     args.add("--moe-router-dtype", "fp32")
 

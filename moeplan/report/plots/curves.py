@@ -246,8 +246,9 @@ def exchange_curve(e: Estimate) -> Curve | None:
     moe = e.spec.moe
     if moe is None:
         return None
-    experts = int(moe.values["E"])
-    degrees = np.array([n for n in range(1, experts + 1) if experts % n == 0], dtype=np.float64)
+    experts, node = int(moe.values["E"]), int(e.scenario["node"])
+    fitting = [n for n in range(1, experts + 1) if n % node == 0 or node % n == 0]
+    degrees = np.array([n for n in fitting if experts % n == 0], dtype=np.float64)
     section = exchange(e.spec, Scenario({**e.scenario.given, "ep": degrees}), e.gpu)
     assert section is not None
     inside, outside = (np.broadcast_to(y, degrees.shape) for y in per_token(section))
