@@ -101,28 +101,24 @@ def _outcome(found: Found, change: Change) -> Outcome:
     near = found.tally.near
     plan = TrainingPlan(found.grid.plan.spec, change.cluster, change.job)
     old = plan.evaluate(found.layout(near[:, 0]), found.grid.gpus)
-    limit = old["step"] * change.gain if old["fits"] else float("inf")
+    before = float(old["step"]) if old["fits"] else None
     kept = SLACK * float(near[-1, 0])
-    if limit > kept and near.shape[1] < found.tally.fit:
-        again = search_training(plan, found.grid.space, found.grid.gpus, found.grid.batch, top=1)
-        if not again.tally.near.shape[1]:
-            return Outcome(change.name, None, None, None, again.tally.legal, again=True)
-        best = again.layout(again.tally.near[:, 0])
-        step = float(again.tally.near[-1, 0])
-        before = float(old["step"]) if old["fits"] else None
-        return Outcome(change.name, step, best, before, again.tally.legal, again=True)
-    some = near[:, near[-1] <= limit]
+    some = near if before is None else near[:, near[-1] <= before * change.gain]
     step, which = _evaluate(found, plan, some)
-    if not np.isfinite(step).any():
-        return Outcome(change.name, None, None, None, some.shape[1])
     first = int(np.argmin(step))
-    return Outcome(
-        change.name,
-        float(step[first]),
-        found.layout(which[:, first]),
-        float(old["step"]) if old["fits"] else None,
-        some.shape[1],
-    )
+    best = float(step[first])
+    # what was not kept takes more than `kept`, and more than kept/gain under the change
+    if best * change.gain <= kept or (near.shape[1] == found.tally.fit and change.gain == 1):
+        if not np.isfinite(best):
+            return Outcome(change.name, None, None, None, some.shape[1])
+        layout = found.layout(which[:, first])
+        return Outcome(change.name, best, layout, before, some.shape[1])
+    again = search_training(plan, found.grid.space, found.grid.gpus, found.grid.batch, top=1)
+    if not again.tally.near.shape[1]:
+        return Outcome(change.name, None, None, None, again.tally.legal, again=True)
+    layout = again.layout(again.tally.near[:, 0])
+    step = float(again.tally.near[-1, 0])
+    return Outcome(change.name, step, layout, before, again.tally.legal, again=True)
 
 
 def _evaluate(found: Found, plan: TrainingPlan, near: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from moeplan.plan.front import Front
 
 __all__ = ["NUMBERS", "ROOM", "SLACK", "Tally"]
 
-SLACK = 1.35
+SLACK = 1.5
 """Layouts within this factor of the best step are kept: those that another input could favour."""
 
 ROOM = 1.5
