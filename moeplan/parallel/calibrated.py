@@ -118,35 +118,40 @@ def _inputs(work: Work, kind: Kind, used: Calibration) -> dict[str, Quantity]:
 
 
 def _once_each(timed: Any, work: Work) -> Seconds:
-    """`timed` of the different rows of long arrays only, in pieces: layouts share most of them."""
+    """`timed` of the different rows of arrays only, in pieces: layouts share most of them."""
     gemm = work.gemm or (1, 1, 1)
     given = [work.flops, work.moved, *gemm, work.groups, work.experts]
     if not any(is_array(x) for x in given):
         return Seconds(*timed(work))
-    spread = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in given))
-    rows, back = _different([x.ravel() for x in spread])
+    shape = np.broadcast_shapes(*(np.shape(x) for x in given))
+    spread: list[Any] = [
+        np.broadcast_to(x, shape).ravel() if is_array(x) else float(x) for x in given
+    ]
+    first, back = _different([x for x in spread if is_array(x)])
     parts = []
-    for start in range(0, len(rows[0]), _CHUNK):
-        flops, moved, m, k, n, groups, experts = (x[start : start + _CHUNK] for x in rows)
-        shape = (m, k, n) if work.gemm is not None else None
-        piece = work._replace(flops=flops, moved=moved, gemm=shape, groups=groups, experts=experts)
-        parts.append(timed(piece))
+    for start in range(0, len(first), _CHUNK):
+        own = first[start : start + _CHUNK]
+        flops, moved, m, k, n, groups, experts = (x[own] if is_array(x) else x for x in spread)
+        sides = (m, k, n) if work.gemm is not None else None
+        piece = work._replace(flops=flops, moved=moved, gemm=sides, groups=groups, experts=experts)
+        parts.append([np.broadcast_to(x, own.shape) for x in timed(piece)])
     joined = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Seconds(*(column[back].reshape(spread[0].shape) for column in joined))
+    return Seconds(*(column[back].reshape(shape) for column in joined))
 
 
-def _different(columns: list[Any]) -> tuple[list[Any], Any]:
-    """The different rows of columns, and where each row is among them."""
-    order = np.lexsort(columns)
-    new = np.zeros(len(order), bool)
-    new[:1] = True
+def _different(columns: list[Any]) -> tuple[Any, Any]:
+    """Places of the different rows of columns, and where each row is among them.
+
+    Rows are told apart by a code of 64 bits; where two share one, every row counts as different.
+    """
+    code = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
-        ordered = column[order]
-        new[1:] |= ordered[1:] != ordered[:-1]
-    back = np.empty(len(order), np.intp)
-    back[order] = np.cumsum(new) - 1
-    first = order[new]
-    return [column[first] for column in columns], back
+        bits = np.ascontiguousarray(column, np.float64).view(np.uint64)
+        code = (code ^ (bits >> np.uint64(29)) ^ bits) * np.uint64(0x9E3779B97F4A7C15)
+    _, first, back = np.unique(code, return_index=True, return_inverse=True)
+    if any((x[first][back] != x).any() for x in columns):
+        first = back = np.arange(len(code))
+    return first, back
 
 
 def _timed(kind: Kind, used: Calibration, work: Work) -> tuple[Any, Any, Any]:

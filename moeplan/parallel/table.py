@@ -15,7 +15,6 @@ from moeplan.calc import add, calc
 from moeplan.cluster.layout import Layout
 from moeplan.cluster.network import Network
 from moeplan.model.ops import Kept, Op
-from moeplan.parallel.distinct import distinct_seconds
 from moeplan.parallel.divide import Divided, OwnRow
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.optime import RowTimes, Seconds, Work
@@ -224,7 +223,7 @@ class Coster:
             row.scope(row.op.groups),
             row.scope("E") if row.op.kind == "grouped_linear" else 1,
         )
-        return distinct_seconds(self.times, work, explained=self.own.degrees.explained)
+        return self.times.seconds(work, explained=self.own.degrees.explained)
 
     # --------------------------------------------------------------------------------- piece
     def cost(self, piece: Piece) -> PieceCost:
