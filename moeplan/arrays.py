@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
 from importlib import import_module
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ __all__ = [
     "real",
     "root",
     "smaller",
+    "stretch",
 ]
 
 
@@ -83,6 +86,17 @@ def anywhere(test: Any) -> bool:
 def is_one_of(x: Any, values: Collection[Any]) -> Any:
     """Element by element, whether x is among the values."""
     return np.isin(x, list(values)) if is_array(x) else x in values
+
+
+def stretch(rows: Sequence[tuple[float, ...]], x: Any) -> Any:
+    """Of rows that each begin with the start of a stretch, in rising order, the one that holds x.
+
+    Returns its numbers; for an array x an array for each of them. Before the first counts as in it.
+    """
+    if not is_array(x):
+        return rows[max(bisect_right(rows, x, key=itemgetter(0)) - 1, 0)]
+    columns = np.array(rows).T
+    return columns[:, np.maximum(np.searchsorted(columns[0], x, side="right") - 1, 0)]
 
 
 def ceil(x: Any) -> Any:

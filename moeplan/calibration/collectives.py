@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from moeplan.arrays import larger, log2, np, pick, smaller
+from moeplan.arrays import larger, log2, np, pick, smaller, stretch
 from moeplan.calibration.errors import LOW, UPPER, errors_of
 from moeplan.errors import UserError, near_miss
 from moeplan.quantity import Number
@@ -75,11 +75,9 @@ class Table:
         """Seconds for `size` bytes, a number or an array."""
         last = self.bytes[-1]
         x = log2(larger(smaller(size, last), self.bytes[0]))
-        y: Number = 0.0
-        for start, width, a, b, c, d in self._pieces:
-            t = (x - start) / width
-            y = pick(t >= 0, a + t * (b + t * (c + t * d)), y)
-        return 2**y + larger(size - last, 0.0) / self.bandwidth
+        start, width, a, b, c, d = stretch(self._pieces, x)
+        t = (x - start) / width
+        return 2 ** (a + t * (b + t * (c + t * d))) + larger(size - last, 0.0) / self.bandwidth
 
     @cached_property
     def _pieces(self) -> list[tuple[float, ...]]:
