@@ -17,13 +17,17 @@ from moeplan.model.relative_attention import (
 )
 from moeplan.model.scored_shared_experts import FusedFFN, ScoredSharedMoE
 from moeplan.model.spec import Group, ModelSpec
-from moeplan.quantity import Quantity
+from moeplan.quantity import Quantity, Source
 
 __all__ = ["inkling2", "inkling_mm_model"]
 
 FULL, WINDOW = "relative attention", "relative attention, window"
 WORDS = {"hybrid": FULL, "hybrid_sliding": WINDOW}
 AT = "model.llm."
+_MIXED = Source(
+    "config", "n_layers_per_attn_res_block: blocks of layers behind a branch, and its own"
+)
+_QUERIES = Source("assumed", "queries, keys and values of full layers read mixtures of their own")
 NAMES = ExpertNames(
     experts="mlp.experts.",
     gate_up="w13_weight",
@@ -222,8 +226,11 @@ def inkling2(c: Config) -> ModelSpec:
     text.ignore("sliding_window_size", "unpadded_vocab_size")
 
     def mixed(states: int, name: str, queries: int = 1) -> ResidualAttention:
+        n = Quantity.given(states, "states", "n", _MIXED)
+        q = Quantity.given(queries, "queries", "q", _QUERIES)
+        branch = name.partition("_")[0] + "_"
         at = f"{AT}attn_res.{name}"
-        return ResidualAttention(hidden, states, queries, at, several=queries > 1)
+        return ResidualAttention(hidden, n, q, at, several=queries > 1, branch=branch)
 
     def build(kind: tuple[str, ...]) -> tuple[Block, ...]:
         scope, before, after = kind[0], int(kind[2]), int(kind[3])

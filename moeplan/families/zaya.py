@@ -12,7 +12,7 @@ from moeplan.model.deep_router import DeepRouterMoE
 from moeplan.model.ffn import ExpertNames, Routing
 from moeplan.model.ops import Block
 from moeplan.model.spec import Group, ModelSpec
-from moeplan.quantity import Quantity, derive
+from moeplan.quantity import Quantity, Source, derive
 
 __all__ = ["zaya"]
 
@@ -22,6 +22,9 @@ NAMES = ExpertNames(
     gate_up="gate_up_proj",
     suffix="",
     selection_bias="mlp.gate.balancing_biases",
+)
+_SKIPS = Source(
+    "assumed", "one of the scored experts passes a token on: the class has no key for it"
 )
 SCALES = ("hidden_states_scale", "hidden_states_bias", "residual_scale", "residual_bias")
 
@@ -52,7 +55,11 @@ def _turned(c: Config, width: int) -> Quantity:
     share = inner.get("partial_rotary_factor", 0.5) if isinstance(inner, Mapping) else 0.5
     if not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise c.fail("rope_parameters", f"rotates {shown(share)} of a head: it must be in (0, 1]")
-    return Quantity.given(int(width * share), symbol="dr")
+    key = "rope_parameters.hybrid.partial_rotary_factor"
+    source = Source("config", f"{key} of head_dim")
+    if not isinstance(inner, Mapping) or "partial_rotary_factor" not in inner:
+        source = Source("assumed", f"{key} is absent: half of head_dim, the family's default")
+    return Quantity.given(int(width * share), symbol="dr", source=source)
 
 
 def _moe(c: Config, hidden: Quantity, *, first: bool) -> DeepRouterMoE:
@@ -64,7 +71,7 @@ def _moe(c: Config, hidden: Quantity, *, first: bool) -> DeepRouterMoE:
         E=experts,
         k=k,
         F=c.int("moe_intermediate_size", symbol="F"),
-        Z=1,
+        Z=Quantity.given(1, "experts", "Z", _SKIPS),
         r=derive("k*E/(E + 1)", symbol="r", k=k, E=experts),
         activation=c.choice("hidden_act", allowed=("silu",), default="silu"),
         routing=Routing("softmax", selection_bias=True),

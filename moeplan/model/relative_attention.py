@@ -181,7 +181,7 @@ class ResidualAttention(Block):
     """A branch's input as attention over the outputs of earlier blocks of layers (Inkling 2).
 
     q learned queries of D, the same at every place, attend to n states of the token itself: the
-    sums of earlier blocks of layers and what the open block has summed so far.
+    sums of earlier blocks of layers and what the open block has summed so far. branch: whose input.
     """
 
     D: Number
@@ -189,6 +189,7 @@ class ResidualAttention(Block):
     q: Number = 1
     name: str = ""
     several: bool = False
+    branch: str = ""
 
     @property
     def label(self) -> str:
@@ -204,14 +205,17 @@ class ResidualAttention(Block):
         """The states normalised, 2·D FLOPs a query and state for scores and for the mean each."""
         states = "T*n*D"
         attend = Op(
-            name="residual_attention",
+            name=f"{self.branch}residual_attention",
             kind="attention",
             component="norms",
             flops=f"4*{states}*q",
             weights=self.weights(),
             read=f"2*{states}",  # fp32, counted in two-byte elements
             write="2*T*q*D",
-            kept=(Kept("residual_weights", "T*n*q"),),
+            kept=(Kept(f"{self.branch}residual_weights", "T*n*q"),),
             shard="tokens",
         )
-        return pointwise("residual_norm", "norms", states, f"2*{states}"), attend
+        # of the states only the open block's sum is new here
+        kept = (Kept(f"{self.branch}residual_input", "T*D"),)
+        norm = pointwise(f"{self.branch}residual_norm", "norms", states, f"2*{states}", kept=kept)
+        return norm, attend

@@ -5,11 +5,11 @@ Symbols: Es shared experts, each of width F, which every token meets with a weig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moeplan.model.dense_ffn import DenseFFN
 from moeplan.model.ffn import MoE
-from moeplan.model.ops import Weight
+from moeplan.model.ops import Op, Weight
 from moeplan.quantity import Number
 
 __all__ = ["FusedFFN", "ScoredSharedMoE"]
@@ -47,6 +47,10 @@ class ScoredSharedMoE(MoE):
             )
 
         return stacked("shared_w13_weight", "2*F", "D"), stacked("shared_w2_weight", "D", "F")
+
+    def _shared_rows(self) -> list[Op]:
+        """Every pass reads all Es of them."""
+        return [replace(op, uses="Es") if op.weights else op for op in super()._shared_rows()]
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,9 @@ def test_a_large_batch_reads_every_weight_once(name: str) -> None:
 
 
 def _tables(spec: ModelSpec) -> float:
-    """Bytes of what is looked up and not multiplied (a tied head multiplies), and of buffers."""
+    """Bytes of what is looked up and not multiplied (a tied head multiplies), of buffers, and of
+    weights that no text token touches.
+    """
     total = 0.0
     for group in spec.groups:
         if group.role == "mtp":
@@ -86,7 +88,7 @@ def _tables(spec: ModelSpec) -> float:
                 stored = (
                     spec.checkpoint.of(weight, name).bits / 8 * block.sizes[weight.name].elements
                 )
-                if weight.buffer:
+                if weight.buffer or weight.active == "0":
                     total += group.number * stored
                 elif isinstance(block, Embedding) and weight.tied is None and not spec.tied:
                     total += stored

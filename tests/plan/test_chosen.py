@@ -129,7 +129,7 @@ BROKEN = [
     ("pp = 4 ", 'pp = "4" ', "layout.pp is '4', and must be a valid integer"),
     ("pp = 4 ", "pp = 0 ", "layout: pp=0 must be a whole number"),
     ('schedule = "1f1b"', 'schedule = "1f1"', "(did you mean '1f1b'?)"),
-    ("# stack =", 'stack = "kernel" #', "training.stack 'kernel' is not known"),
+    ('stack = "kernels"', 'stack = "kernel"', "training.stack 'kernel' is not known"),
     ("imbalance = 1.0", "imbalance = 0.5", "training.imbalance is 0.5"),
     (
         "sequence = 4096",
