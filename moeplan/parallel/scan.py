@@ -17,6 +17,7 @@ from moeplan.parallel.memory import with_overheads
 from moeplan.parallel.ranksums import Looked, largest
 from moeplan.parallel.stages import Rank, leading, ranks
 from moeplan.parallel.step import StateBytes, step_time, used_bytes
+from moeplan.workers import spread
 
 if TYPE_CHECKING:
     from moeplan.parallel.training import TrainingPlan
@@ -37,21 +38,20 @@ class PieceTable:
         self.numbers: list[list[Any]] = [[None] * pieces for _ in SCANNED]
         self.rows = rows
 
-    def put(self, start: int, costs: Sequence[Any]) -> None:
-        """Keep the costs of pieces of the combinations from `start` on."""
-        for q, name in enumerate(SCANNED):
-            for k, cost in enumerate(costs):
-                number = cost.numbers[name]
+    def put(self, start: int, costs: Sequence[Sequence[Any]]) -> None:
+        """Keep the numbers, by piece and column, of the combinations from `start` on."""
+        stop = min(start + _ROWS, self.rows)
+        for k, numbers in enumerate(costs):
+            for q, number in enumerate(numbers):
                 if self.numbers[q][k] is None:
                     if np.ndim(number) == 0 and not number:
                         continue
                     self.numbers[q][k] = np.zeros(self.rows)
-                stop = min(start + _ROWS, self.rows)
                 self.numbers[q][k][start:stop] = number
 
 
 def fill_tables(
-    plan: TrainingPlan, degrees: dict[str, Any], kinds: Sequence[Layout]
+    plan: TrainingPlan, degrees: dict[str, Any], kinds: Sequence[Layout], workers: int = 1
 ) -> list[PieceTable]:
     """A table for each of some kinds, which share their sequence parallelism.
 
@@ -60,12 +60,22 @@ def fill_tables(
     """
     count = len(degrees["tp"])
     tables = [PieceTable(len(plan.pieces.all), count) for _ in kinds]
-    for start in range(0, count, _ROWS):
+    starts = range(0, count, _ROWS)
+
+    def costs(start: int) -> list[list[tuple[Any, ...]]]:
+        """Numbers by kind, piece and column."""
         v = {name: a[start : start + _ROWS] for name, a in degrees.items()}
         coster = plan.coster(kinds[0], v)
-        for table, layout in zip(tables, kinds, strict=True):
+        found = []
+        for layout in kinds:
             own = coster.under(layout, bounds=False)
-            table.put(start, [own.cost(piece) for piece in plan.pieces.all])
+            numbers = [own.cost(piece).numbers for piece in plan.pieces.all]
+            found.append([tuple(n[name] for name in SCANNED) for n in numbers])
+        return found
+
+    for start, found in zip(starts, spread(costs, starts, workers), strict=True):
+        for table, own in zip(tables, found, strict=True):
+            table.put(start, own)
     return tables
 
 

@@ -85,7 +85,7 @@ def search_training(
     total = Tally(float(value(plan.capacity)), top)
     for piece in grid.pieces() if grid.size else ():
         for sp in dict.fromkeys(k.sp for k in kinds):
-            search = _Search(piece, kinds, top, sp)
+            search = _Search(piece, kinds, top, sp, workers)
             for found in _spread(search, workers):
                 total.join(found)
     total.finish()
@@ -95,11 +95,13 @@ def search_training(
 class _Search:
     """Tables of all kinds with one sequence parallelism, and the parts of the search over them."""
 
-    def __init__(self, grid: Grid, kinds: list[Layout], top: int, sp: bool) -> None:
+    def __init__(
+        self, grid: Grid, kinds: list[Layout], top: int, sp: bool, workers: int = 1
+    ) -> None:
         self.grid, self.kinds, self.top = grid, kinds, top
         here = [k for k in kinds if k.sp == sp]
         alike = {_table_key(k): k for k in here}
-        tables = fill_tables(grid.plan, grid.degrees, list(alike.values()))
+        tables = fill_tables(grid.plan, grid.degrees, list(alike.values()), workers)
         self.tables: dict[Any, PieceTable] = dict(zip(alike, tables, strict=True))
         self.tasks = [
             (number, part) for number, k in enumerate(kinds) if k.sp == sp for part in grid.parts(k)
