@@ -74,6 +74,10 @@ class Tables:
         }  # fmt: skip
         return RankSums(numbers, found[0].count), place
 
+    def fill(self, v: dict[str, Any]) -> None:
+        """Costs of pieces for these degrees, where they are not in the table yet."""
+        self.pieces.find([v[name] for name in _TABLE_KEYS], self._fill)
+
     def _look(self, rows: Any, at: Any) -> Looked:
         """Both tables' rows."""
         held, alive, depth, index, count = self.rank_arrays
@@ -104,7 +108,8 @@ class Tables:
 
     def _fill(self, keys: Any) -> None:
         v = dict(zip(_TABLE_KEYS, keys.T, strict=True))
-        costs = self.plan.costs(self.layout, v, explained=False)
+        coster = self.plan.coster_again(self.layout, v, keys.tobytes())
+        costs = [coster.cost(piece) for piece in self.plan.pieces.all]
         n = len(keys)
         new = np.empty((len(COLUMNS), len(costs), n))
         for q, name in enumerate(COLUMNS):

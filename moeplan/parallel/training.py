@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,7 @@ class TrainingPlan:
         self.capacity = cluster.gpu.memory_bytes if reported is None else reported
         self.sequence = plain(job.sequence)
         self._kept_tables: dict[Any, Tables] = {}
+        self._last: tuple[Any, Coster] | None = None
         self.flops = {mask: self._flops(mask) for mask in ("causal", "full")}
 
     def _flops(self, mask: Any) -> Number:
@@ -195,6 +196,20 @@ class TrainingPlan:
         """Each piece's numbers under degrees v (numbers, quantities, or arrays)."""
         coster = self.coster(layout, v, explained=explained)
         return [coster.cost(piece) for piece in self.pieces.all]
+
+    def coster_again(self, layout: Layout, v: dict[str, Any], key: bytes) -> Coster:
+        """As `coster`; for the same degrees (of that key) as last time, what is alike is kept."""
+        last = (layout.sp, layout.order, key)
+        if self._last is None or self._last[0] != last:
+            self._last = last, self.coster(layout, v)
+        return self._last[1].under(layout)
+
+    def prepare(self, kinds: Iterable[Layout], degrees: dict[str, Any]) -> None:
+        """Fill the tables of several kinds for arrays of the same degrees, which costs little more
+        than those of one.
+        """
+        for layout in kinds:
+            self._tables(layout).fill(degrees)
 
     def coster(self, layout: Layout, v: dict[str, Any], *, explained: bool = False) -> Coster:
         """What costs pieces under degrees v, with a layout's kinds."""

@@ -125,7 +125,12 @@ def _evaluate(found: Found, plan: TrainingPlan, near: Any) -> tuple[Any, Any]:
     """Step of each layout under another plan (inf where it does not fit), and its numbers."""
     grid: Grid = found.grid
     steps, numbers = [], []
-    for kind in np.unique(near[0]).astype(int):
+    kinds = np.unique(near[0]).astype(int)
+    every = np.unique(near[2]).astype(int)
+    plan.prepare(
+        [found.kinds[kind] for kind in kinds], {n: a[every] for n, a in grid.columns.items()}
+    )
+    for kind in kinds:
         columns = near[:, near[0] == kind]
         rows = columns[2].astype(int)
         degrees = {name: a[rows] for name, a in grid.columns.items()}
