@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from moeplan.arrays import np
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
 from moeplan.parallel import BINDS, TrainingPlan
@@ -126,16 +127,16 @@ def _cluster(plan: TrainingPlan, gpus: int) -> dict[str, Any]:
 def _space(found: Found) -> dict[str, Any]:
     """How many layouts there were, and what was varied."""
     grid, space = found.grid, found.grid.space
+    layers = grid.plan.pieces.layers
     ranges: dict[str, list[int]] = {}
     for name in _DEGREES:
         if name == "vpp":
-            most = max((grid.plan.pieces.layers // int(p) for p in set(grid.columns["pp"])),
-                       default=1)  # fmt: skip
+            most = max((layers // int(p) for p in np.unique(grid.columns["pp"])), default=1)
             ranges[name] = [v for v in range(1, most + 1) if space.allows("vpp", v)]
         elif name == "zero":
             ranges[name] = [int(z) for z in grid.zero.ravel()]
         else:
-            ranges[name] = sorted({int(x) for x in grid.columns[name]})
+            ranges[name] = [int(x) for x in np.unique(grid.columns[name])]
     kinds: dict[str, list[Any]] = {}
     for name in _KINDS:
         kinds[name] = list(dict.fromkeys(describe(k)[name] for k in found.kinds))
