@@ -248,7 +248,7 @@ def test_two_pools_of_a_plan_file(run, tmp_path):
         (("--isl", "5"), "--isl needs --layout"),
         (("--train", "--cluster", "h100x8"), "--cluster, --train need --layout"),
         (("--save", "plan.toml"), "--save needs --layout"),
-        (("--layout", "tp=1", "--train"), "--cluster needed (or --plan FILE"),
+        (("--layout", "tp=1", "--train"), "--cluster is needed (or --plan FILE"),
         (("--layout", "tp=1", "--cluster", "h100x8", "--train", "--ep", "8"), "ep in the layout"),
         (("--layout", "tp=1", "--cluster", "h100x8", "--train", "--detail"), "--detail describes"),
         (("--plan", "plan.toml"), "and a model was given too"),

@@ -32,8 +32,8 @@ CHUNK = 8192  # points at a time: the arrays of all tile choices then stay small
 
 OUTPUT_COLUMNS = ("lower_ms", "expected_ms", "upper_ms", "band", "outside", "origin")
 """What a prediction adds to the columns of its points. band: half the width of the band in parts of
-the expected time. outside: numbers of the shape that lie outside of what was calibrated. origin: measured, or assumed
-where the calibration is carried over from another GPU or number format."""
+the expected time. outside: numbers of the shape that lie outside of what was calibrated. origin:
+measured, or assumed where the calibration is carried over from another GPU or number format."""
 
 
 MEASURED = "measured_ms"
@@ -81,14 +81,14 @@ def predict(points: Points, found: Calibration) -> Predicted:
         seconds = fit.model.seconds(features, fit.constants)
         made = banded(here, fit, seconds, features)
         pieces.append(
-            dict(
-                lower=made.lower,
-                expected=made.expected,
-                upper=made.upper,
-                floor=fit.model.floor(features, found.device),
-                regimes=np.array(fit.model.regimes)[made.regime],
-                outside=_names(made.outside, len(here)),
-            )
+            {
+                "lower": made.lower,
+                "expected": made.expected,
+                "upper": made.upper,
+                "floor": fit.model.floor(features, found.device),
+                "regimes": np.array(fit.model.regimes)[made.regime],
+                "outside": _names(made.outside, len(here)),
+            }
         )
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     return Predicted(**joined, origin=fit.origin)

@@ -180,8 +180,8 @@ def _all_gpus(rows: list[dict[str, Any]]) -> Table:
             )
         )
     table.notes += [
-        "peaks: dense TFLOP/s, rounded; link: GB/s of the scale-up fabric, a GPU and one way;",
-        "GPUs: how many share that fabric; $/h: the first price on file",
+        "peaks: dense TFLOP/s, rounded; link: scale-up GB/s of a GPU, one way;",
+        "GPUs: how many share its fabric; $/h: the first price on file",
         "one GPU with the source of each figure: moeplan hardware --gpu h200",
     ]
     return table

@@ -32,6 +32,8 @@ _SAID = {
     "step": "step time", "mfu": "model FLOP utilisation", "memory": "memory of the fullest GPU",
     "tokens_per_second": "throughput", "tokens_per_second_per_gpu": "throughput of a GPU",
     "output_tokens_per_second_per_gpu": "output tokens of a GPU",
+    "time_ep": "time of the all-to-all", "time_bubble": "time of the pipeline's bubble",
+    "sent_scale_up": "bytes sent inside domains", "sent_scale_out": "bytes sent between domains",
     "ttft": "time to first token", "tpot": "time per output token",
     "dollars_per_million_output": "dollars for a million output tokens",
     "tp": "tensor parallelism", "pp": "pipeline stages", "cp": "context parallelism",
