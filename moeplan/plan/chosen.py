@@ -147,8 +147,9 @@ class Chosen:
         """What it costs: the tree that `moeplan layout --json` prints.
 
         Serving: of one instance; where several share the cluster, `pool` is what they serve
-        together and `gpus` counts all. `prefill` is the tree of prefill's own layout, whose TTFT,
-        with the sending of the cache, is that of the whole.
+        together, `gpus` and `requests_per_second` count all, and `gpus_of_instance` one. `prefill`
+        is the tree of prefill's own layout, whose TTFT, with the sending of the cache, is that of
+        the whole.
         """
         try:
             return self._answer()
