@@ -72,9 +72,9 @@ def _one_model(model: str | None, preset: str | None, config: Path | None) -> An
 
     given = [x for x in (model, preset, config) if x is not None]
     if len(given) != 1:
-        found = "nothing" if not given else "several"
+        found = "nothing was" if not given else "several were"
         raise UserError(
-            f"one model is needed and {found} was given: "
+            f"one model is needed and {found} given: "
             "use --preset NAME (see `moeplan presets`) or --config PATH"
         )
     if preset is not None:
@@ -321,6 +321,7 @@ def families(as_json: Json = False, markdown: Markdown = False, as_csv: Csv = Fa
 
 @app.command()
 def hardware(
+    name: Annotated[str | None, typer.Argument(metavar="[GPU]", help="As --gpu.")] = None,
     gpu: GpuOption = None,
     as_json: Json = False,
     markdown: Markdown = False,
@@ -329,6 +330,9 @@ def hardware(
     """List the GPUs with their datasheet figures, sources and prices, or show one."""
     from moeplan.report.lists import hardware_rows, hardware_tables
 
+    if name is not None and gpu is not None:
+        raise UserError(f"one GPU is needed and two were given: {name} and --gpu {gpu}")
+    gpu = name if gpu is None else gpu
     output = _output(as_json, markdown, as_csv)
     rows = hardware_rows(gpu)
     if output == "json":

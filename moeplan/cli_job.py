@@ -253,13 +253,17 @@ def chosen(
         more += [option(name) for name in job]
         if more:
             raise UserError(
-                f"--plan names all that is chosen, and {', '.join(more)} was given too: "
+                f"--plan names all that is chosen, and {', '.join(more)} "
+                f"{'was' if len(more) == 1 else 'were'} given too: "
                 f"edit {plan} instead"
             )
         return Chosen.load(plan)
     missing = [name for name, x in said.items() if x is None]
     if model is None or degrees is None or cluster is None:
-        raise UserError(f"{' and '.join(missing)} needed (or --plan FILE, which names everything)")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"{' and '.join(missing)} {verb} needed (or --plan FILE, which names everything)"
+        )
     if train == serve:
         given = "both were" if train else "neither was"
         raise UserError(f"one of --train and --serve is needed, and {given} given")

@@ -49,6 +49,9 @@ def predict(
     found = read_points(points)
     used = load(calibration) if calibration is not None else for_gpu(gpu or "h200")[found.kind]
     answer = predict(found, used)
+    fit = used.fit_of(found.kind)
+    if fit.origin != "measured":
+        _say_carried(fit.note, fit.widen)
     if out is None:
         write_predicted(found, answer, sys.stdout, "csv")
     else:
@@ -59,6 +62,15 @@ def predict(
         from moeplan.report.tables import to_text
 
         sys.stderr.write(to_text([errors_table(answer.errors(found.seconds), used.name)]))
+
+
+def _say_carried(source: str, wider: float) -> None:
+    """That times rest on no measurement of this GPU, and how wide their band is for that."""
+    print(
+        f"times are carried over, not measured on this GPU: {source}; the error band is wider, the "
+        f"origin's to the power of {wider:g}",
+        file=sys.stderr,
+    )
 
 
 def _predict_messages(
@@ -74,6 +86,8 @@ def _predict_messages(
     columns, errors = predict_messages(found, card(gpu or "h200"))
     kept = {name: column for name, column in found.columns.items() if name not in columns}
     every = {name: column.tolist() for name, column in {**kept, **columns}.items()}
+    if "assumed" in columns["origin"]:
+        _say_carried(f"{found.name}, by the ratio of the links' datasheet rates", 2)
     if out is None:
         write_columns(every, sys.stdout, "csv")
     else:

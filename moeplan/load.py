@@ -102,5 +102,18 @@ def load_model(model: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a model's name is a path; else it is a preset's."""
-    return text.endswith(".json") or "/" in text or "\\" in text or text in (".", "..")
+    """Whether a model's name is a path; else it is a preset's.
+
+    A bare name is a path too where no preset has it and a folder of that name holds a config.json.
+    """
+    if text.endswith(".json") or "/" in text or "\\" in text or text in (".", ".."):
+        return True
+    return (Path(text) / "config.json").is_file() and not _is_preset(text)
+
+
+def _is_preset(name: str) -> bool:
+    try:
+        preset(name)
+    except UserError:
+        return False
+    return True

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 
 from moeplan._version import __version__
+from moeplan.cluster.hardware import gpus
+from moeplan.load import load_preset
+from moeplan.presets import Preset, presets
 from tests.commands import Ran, Run, checkpoint, runner
 from tests.reading import ONE_OF_EACH_FAMILY
 
@@ -61,6 +64,28 @@ def test_snapshot(run: Run, name: str) -> None:
     assert done.code == 0
     assert done.err == ""
     same(name, done.out)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_figure_and_no_word_is_broken_over_lines(run: Run, columns: int) -> None:
+    lines = run("hardware", columns=columns).out.splitlines()
+    rows = [line for line in lines if line[:1].islower() and line.split()[0] in ids()]
+    assert len(rows) == len(ids())
+    assert not any(line.startswith(" ") and line.strip() for line in lines)  # no second lines
+    assert "14,700" in " ".join(rows)
+    shown = run("presets", columns=columns).out
+    parts = {part for entry in presets() for part in re.split(r"[^a-z0-9]+", _words(entry))}
+    for line in shown.splitlines():
+        if line.startswith(" ") and line.strip():
+            assert set(re.split(r"[^a-z0-9]+", line.strip())) <= parts, line
+
+
+def ids() -> set[str]:
+    return {device.id for device in gpus()}
+
+
+def _words(entry: Preset) -> str:
+    return " ".join((entry.name, *entry.aliases, load_preset(entry.name).family))
 
 
 def test_no_snapshot_is_left_over() -> None:

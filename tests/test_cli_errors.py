@@ -23,8 +23,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (("estimate", "--preset", "depseek-v3"), "did you mean 'deepseek-v3'"),
         (("estimate", "--preset", "../../etc"), "is unknown"),
         (("estimate",), "nothing was given"),
-        (("estimate", "mixtral", "--preset", "mixtral"), "several was given"),
-        (("estimate", "--preset", "mixtral", "--config", "x.json"), "several was given"),
+        (("estimate", "mixtral", "--preset", "mixtral"), "several were given"),
+        (("estimate", "--preset", "mixtral", "--config", "x.json"), "several were given"),
         (("estimate", "--config", "nowhere/config.json"), "no such file"),
         (("estimate", "mixtral", "--context", "12q"), "--context"),
         (("estimate", "mixtral", "--context", "4.5"), "--context"),
@@ -52,7 +52,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (("estimate", "mixtral", "--markdown", "--json"), "exclude each other"),
         (("explain", "mixtral", "params.totl"), "did you mean 'total'"),
         (("explain", "mixtral", "params.total.x"), "holds nothing below it"),
+        (("explain", "mixtral", "assumptions.0"), "assumptions are listed, not computed"),
+        (
+            ("explain", "mixtral", "time.prefill.expected"),
+            "did you mean 'time.prefill.calibrated.expected'",
+        ),
         (("hardware", "--gpu", "h300"), "no GPU 'h300'"),
+        (("hardware", "h100", "--gpu", "h200"), "two were given"),
+        (("layout", "mixtral", "tp=1", "--cluster", "h100x0", "--train"), "a count is 1 or more"),
         (("presets", "--json", "--csv"), "exclude each other"),
     ],
 )
@@ -97,6 +104,22 @@ def test_a_folder_without_a_config_and_a_file_that_is_no_text(run: Run, tmp_path
     binary = tmp_path / "weights.json"
     binary.write_bytes(b"\xff\xfe\x00\x80")
     _one_sentence(run("estimate", str(binary)), "cannot be read as text")
+
+
+def test_a_bare_folder_is_a_path_where_no_preset_has_its_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = MIXTRAL | {"num_hidden_layers": 1}
+    for name in ("mine", "mixtral"):
+        (tmp_path / name).mkdir()
+        checkpoint(tmp_path / name, small)
+    own, known = (
+        json.loads(run("estimate", name, "--json").out)["params"]["total"]
+        for name in ("mine", "mixtral")
+    )
+    assert own < known == 46702792704
+    _one_sentence(run("estimate", "other"), "preset 'other' is unknown")
 
 
 UNPARSED = [("estimat",), ("estimate", "--bogus"), ("explain", "mixtral")]

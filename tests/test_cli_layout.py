@@ -373,7 +373,7 @@ def test_a_plan_that_breaks_a_rule_names_its_file(run, tmp_path):
         (("--isl", "5"), "--isl needs --layout"),
         (("--train", "--cluster", "h100x8"), "--cluster, --train need --layout"),
         (("--save", "plan.toml"), "--save needs --layout"),
-        (("--layout", "tp=1", "--train"), "--cluster needed (or --plan FILE"),
+        (("--layout", "tp=1", "--train"), "--cluster is needed (or --plan FILE"),
         (("--layout", "tp=1", "--cluster", "h100x8", "--train", "--ep", "8"), "ep in the layout"),
         (("--layout", "tp=1", "--cluster", "h100x8", "--train", "--detail"), "--detail describes"),
         (("--plan", "plan.toml"), "and a model was given too"),

@@ -15,6 +15,7 @@ from functools import cache
 from moeplan.calibration.optime import Device, device_of
 from moeplan.calibration.store import Calibration, OpFit, calibration, names
 from moeplan.cluster.hardware import gpu
+from moeplan.errors import UserError
 
 __all__ = ["VENDORS", "carried", "for_gpu", "in_format", "weight_only"]
 
@@ -75,9 +76,16 @@ def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]
     """For each kind of op the calibration of a GPU: its own, or one carried over from another.
 
     `name` is what `--gpu` takes; `number_format` that of the matmuls' operands, of their weights
-    only where the GPU has no unit for it. Raises UserError for an unknown GPU.
+    only where the GPU has no unit for it. Raises UserError for an unknown GPU, and for one of a
+    vendor to whose GPUs nothing that was measured can be carried over.
     """
     card = gpu(name)
+    if card.vendor not in VENDORS:
+        raise UserError(
+            f"{card.name} ({card.id}): no calibration is on file, and none can be carried over to "
+            f"it, because only GPUs of {' and '.join(VENDORS)} run kernels like those measured; "
+            "`moeplan estimate` gives the datasheet's floor"
+        )
     device = device_of(card)
     shipped = [c for c in map(calibration, names()) if c.device.kind == "gpu"]
     own = [c for c in shipped if c.device.id == device.id]

@@ -117,8 +117,8 @@ def _exchanges(path: Path, columns: dict[str, _Array], numbers: Any) -> Messages
 
 
 def predict_messages(found: Messages, gpu: Gpu) -> tuple[dict[str, _Array], list[Errors]]:
-    """Columns lower_ms, expected_ms, upper_ms, band and outside, and errors by regime where times
-    were measured. Raises UserError for an operation without a table.
+    """Columns lower_ms, expected_ms, upper_ms, band, outside and origin, and errors by regime where
+    times were measured. Raises UserError for an operation without a table.
     """
     fabric = fabric_of(gpu)
     if fabric is None:
@@ -140,6 +140,7 @@ def predict_messages(found: Messages, gpu: Gpu) -> tuple[dict[str, _Array], list
     columns = {
         "lower_ms": 1e3 * low, "expected_ms": 1e3 * expected, "upper_ms": 1e3 * high,
         "band": band, "outside": outside.astype(str),
+        "origin": np.full(len(found), "measured" if fabric.measured else "assumed"),
     }  # fmt: skip
     if found.seconds is None:
         return columns, []

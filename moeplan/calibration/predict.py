@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -30,9 +30,10 @@ _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 CHUNK = 8192  # points at a time: the arrays of all tile choices then stay small
 
-OUTPUT_COLUMNS = ("lower_ms", "expected_ms", "upper_ms", "band", "outside")
+OUTPUT_COLUMNS = ("lower_ms", "expected_ms", "upper_ms", "band", "outside", "origin")
 """What a prediction adds to the columns of its points. band: half the width of the band in parts of
-the expected time. outside: numbers of the shape that lie outside of what was calibrated."""
+the expected time. outside: numbers of the shape that lie outside of what was calibrated. origin:
+measured, or assumed where the calibration is carried over from another GPU or number format."""
 
 
 MEASURED = "measured_ms"
@@ -43,6 +44,7 @@ class Predicted:
     """Seconds of each point.
 
     floor: what the datasheet allows. outside: names of the numbers out of range, joined by spaces.
+    origin: of the calibration's constants, for all points.
     """
 
     lower: _Array
@@ -51,6 +53,7 @@ class Predicted:
     floor: _Array
     regimes: _Array
     outside: _Array
+    origin: str
 
     @property
     def band(self) -> _Array:
@@ -71,26 +74,24 @@ def predict(points: Points, found: Calibration) -> Predicted:
     no constants for the points' kind.
     """
     fit = found.fit_of(points.kind)
-    pieces = []
+    pieces: list[dict[str, _Array]] = []
     for start in range(0, len(points), CHUNK):
         here = points.take(np.arange(start, min(start + CHUNK, len(points))))
         features = fit.model.prepare(here, found.device)
         seconds = fit.model.seconds(features, fit.constants)
         made = banded(here, fit, seconds, features)
         pieces.append(
-            Predicted(
-                lower=made.lower,
-                expected=made.expected,
-                upper=made.upper,
-                floor=fit.model.floor(features, found.device),
-                regimes=np.array(fit.model.regimes)[made.regime],
-                outside=_names(made.outside, len(here)),
-            )
+            {
+                "lower": made.lower,
+                "expected": made.expected,
+                "upper": made.upper,
+                "floor": fit.model.floor(features, found.device),
+                "regimes": np.array(fit.model.regimes)[made.regime],
+                "outside": _names(made.outside, len(here)),
+            }
         )
-    joined = {
-        f.name: np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(Predicted)
-    }
-    return Predicted(**joined)
+    joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    return Predicted(**joined, origin=fit.origin)
 
 
 def _names(outside: dict[str, _Array], count: int) -> _Array:
@@ -140,6 +141,7 @@ def _columns(points: Points, predicted: Predicted) -> list[list[Any]]:
     columns += [points.extra[name].tolist() for name in _kept(points)]
     columns += [ms(predicted.lower), ms(predicted.expected), ms(predicted.upper)]
     columns += [np.round(predicted.band, 4).tolist(), predicted.outside.tolist()]
+    columns.append([predicted.origin] * len(points))
     if points.seconds is not None:
         columns.append(ms(points.seconds))
     return columns

@@ -92,7 +92,9 @@ def _kind_of(header: Sequence[str], path: Path) -> Kind:
     known = "; ".join(f"{kind}: {', '.join(COLUMNS[kind])}" for kind in _READABLE)
     raise UserError(
         f"{path}, line 1: the column {missing!r} is missing{near_miss(missing, header)}; "
-        f"columns of the kinds that are known: {known}"
+        f"columns of the kinds that are known: {known}; collective: collective, num_gpus, "
+        "message_elements_half (or message_bytes); exchange (DeepEP): num_token, hidden_size, "
+        "num_topk, num_experts"
     )
 
 

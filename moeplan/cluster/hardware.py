@@ -219,6 +219,8 @@ def cluster(name: str) -> Cluster:
         return _cluster(key, row, gpu(row["gpu"]), row["gpus"], datasheet(row))
     sized = re.fullmatch(r"(.+)x([1-9]\d*)", name.strip())
     if sized is None or key in _gpu_names():
+        if re.fullmatch(r".+x0+", name.strip()):
+            raise UserError(f"machine {name!r}: a count is 1 or more, such as {key.rstrip('0')}8")
         likely = (f"{key}x8",) if key in _gpu_names() else listed
         raise UserError(
             f"no machine {name!r}: write <gpu>x<count>, or one of {', '.join(listed)}"

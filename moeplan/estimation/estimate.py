@@ -152,19 +152,33 @@ class Estimate:
 
     def __getitem__(self, path: str) -> Any:
         """A quantity, text or section by its dotted path, as in the JSON document."""
+        if path.split(".")[0] == "assumptions":
+            raise UserError(
+                f"path {path!r}: assumptions are listed, not computed, so nothing stands behind "
+                "them: `moeplan estimate MODEL` ends with the list, and --json has it"
+            )
         here: Any = self.tree
         walked: list[str] = []
         for part in path.split("."):
             choices = _keys(here)
             if part not in choices:
                 at = ".".join(walked) or "the result"
-                hint = near_miss(part, choices)
+                hint = _below(here, part, walked) or near_miss(part, choices)
                 allowed = ", ".join(choices) or "nothing below it"
                 raise UserError(f"path {path!r}: {at} has no {part!r}{hint}; it holds {allowed}")
             here = here[int(part)] if isinstance(here, list) else here[part]
             here = here() if isinstance(here, Later) else here
             walked.append(part)
         return here
+
+
+def _below(here: Any, part: str, walked: list[str]) -> str:
+    """A hint where a section one level further down has what was asked for here."""
+    for key, child in here.items() if isinstance(here, Mapping) and walked else ():
+        found = child() if isinstance(child, Later) else child
+        if isinstance(found, Mapping) and part in found:
+            return f" (did you mean {'.'.join((*walked, str(key), part))!r}?)"
+    return ""
 
 
 def _keys(here: Any) -> list[str]:

@@ -34,7 +34,11 @@ DEFAULTS: dict[str, Default] = {
     "microbatch": Default(1, "sequences", "b", "sequences of a training microbatch"),
     "tokens": Default(4096, "tokens", "T", "tokens a GPU brings to an expert-parallel exchange"),
     "ep": Default(
-        None, "GPUs", "n", "GPUs that share the experts: the largest divisor of E up to 64"
+        None,
+        "GPUs",
+        "n",
+        "GPUs that share the experts: the largest divisor of E up to 64 that fills whole nodes or "
+        "lies inside one",
     ),
     "node": Default(8, "GPUs", "g", "GPUs of a node, within the expert-parallel group"),
     "imbalance": Default(1.0, "", "imbalance", "load of the fullest GPU over the mean"),

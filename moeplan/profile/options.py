@@ -72,9 +72,9 @@ def check_options(options: ProfileOptions) -> None:
     """Raise UserError for options that exclude or need each other."""
     models = [x for x in (options.preset, options.config, options.suite) if x is not None]
     if len(models) != 1:
-        found = "nothing" if not models else "several"
+        found = "nothing was" if not models else "several were"
         raise UserError(
-            f"one thing to measure is needed and {found} was given: "
+            f"one thing to measure is needed and {found} given: "
             "use --preset NAME, --config PATH or --suite NAME"
         )
     if options.suite is not None and options.out is not None and options.out.suffix == ".json":

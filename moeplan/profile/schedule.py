@@ -211,7 +211,7 @@ def schedule_tables(
                 part.name,
                 ", ".join(_each(own, what) for what in (_direction, _routing, _backend)),
                 cases,
-                fmt_bytes(max((step.needed for step in ran), default=0)) if ran else "–",
+                fmt_bytes(max(s.needed for s in ran) if ran else min(s.needed for s in own)),
                 _minutes(own[0].start),
                 _minutes(sum(step.seconds for step in own)),
             )
@@ -232,9 +232,14 @@ def _notes(steps: Sequence[Step], machine: Machine, budget: float) -> list[str]:
     for why in ("not built", "does not fit", "no time left"):
         left = [step for step in steps if step.why == why]
         if left:
-            named = ", ".join(f"{s.job.subject} {s.job.tokens:,}" for s in left[:4])
+            large = why == "does not fit"
+            named = ", ".join(
+                f"{s.job.subject} {s.job.tokens:,}" + f" (needs {fmt_bytes(s.needed)})" * large
+                for s in left[:4]
+            )
             more = f" and {len(left) - 4} more" if len(left) > 4 else ""
-            notes.append(f"{why}: {named}{more}")
+            free = f"; {fmt_bytes(KEEP_FREE * machine.free)} can be used here" * large
+            notes.append(f"{why}: {named}{more}{free}")
     return notes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from moeplan.estimation.estimate import Estimate
 from moeplan.quantity import Quantity
 from moeplan.report.expected_tables import dollars, exchange_note, expected_tables, floor_notes
+from moeplan.report.explanation import unit_for
 from moeplan.report.speculation import speculation_table
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
@@ -374,4 +375,4 @@ def _assumptions(e: Estimate) -> Table:
 def _short(entry: Mapping[str, Any]) -> str:
     value = entry["value"]
     text = f"{value:,}" if isinstance(value, (int, float)) else str(value)
-    return f"{text} {entry['unit']}".rstrip()
+    return f"{text} {unit_for(value, entry['unit'])}".rstrip()

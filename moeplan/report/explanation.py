@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 from typing import Any
 
+from moeplan.arrays import is_array
 from moeplan.quantity import Later, Quantity
 
-__all__ = ["explain_lines", "pretty"]
+__all__ = ["explain_lines", "pretty", "unit_for"]
 
 
 def pretty(formula: str) -> str:
@@ -29,8 +30,14 @@ def _number(value: Any) -> str:
     return str(value)
 
 
+def unit_for(value: Any, unit: str) -> str:
+    """A unit beside its number: 1 GPU, 2 GPUs."""
+    one = not is_array(value) and value == 1 and len(unit) > 1 and unit.isalpha()
+    return unit.removesuffix("s") if one else unit
+
+
 def _headline(name: str, q: Quantity) -> str:
-    unit = f" {q.unit}" if q.unit else ""
+    unit = f" {unit_for(q.value, q.unit)}" if q.unit else ""
     text = f"{name} = {_number(q.value)}{unit}"
     if q.source is not None:
         return f"{text}   [{q.source.kind}: {q.source.where}]"

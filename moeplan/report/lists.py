@@ -72,8 +72,8 @@ def preset_table(rows: list[dict[str, Any]], search: str = "") -> Table:
         Column("preset", "left", fixed=True),
         Column("also", "left"),
         Column("family", "left"),
-        Column("total"),
-        Column("active"),
+        Column("total", fixed=True),
+        Column("active", fixed=True),
     ]
     found = f" with {search!r}" if search else ""
     table = Table(f"Presets{found} ({len(rows)})", columns, values=[])
@@ -133,14 +133,23 @@ def hardware_tables(rows: list[dict[str, Any]], *, single: bool = False) -> list
 
 
 def _tera(figure: dict[str, Any] | None) -> str:
-    return "" if figure is None else f"{figure['value'] / 1e12:,.5g}"
+    """Four digits at most: a table of all GPUs is 80 columns wide; one alone has every digit."""
+    if figure is None:
+        return ""
+    value = figure["value"] / 1e12
+    return _whole(value) if value >= 100 else f"{value:.4g}"
+
+
+def _whole(value: float) -> str:
+    """A whole number, parted by a comma from five digits on: columns of four are narrower."""
+    return f"{value:{',' if value >= 10_000 else ''}.0f}"
 
 
 def _all_gpus(rows: list[dict[str, Any]]) -> Table:
     titles = ("GB", "TB/s", "bf16", "fp8", "fp4", "link", "GPUs", "$/h")
     table = Table(
         f"GPUs ({len(rows)})",
-        [Column("gpu", "left", fixed=True), *(Column(t) for t in titles)],
+        [Column("gpu", "left", fixed=True), *(Column(t, fixed=True) for t in titles)],
         values=[],
     )
     assert table.values is not None
@@ -156,8 +165,8 @@ def _all_gpus(rows: list[dict[str, Any]]) -> Table:
                 _tera(bf16),
                 _tera(peaks.get("fp8")),
                 _tera(peaks.get("fp4")),
-                f"{link['value'] / 1e9:,.4g}" if link else "",
-                f"{domain['value']:,}" if domain else "",
+                _whole(link["value"] / 1e9) if link else "",
+                _whole(domain["value"]) if domain else "",
                 f"{price:.2f}" if price is not None else "",
             )
         )
@@ -171,8 +180,8 @@ def _all_gpus(rows: list[dict[str, Any]]) -> Table:
             )
         )
     table.notes += [
-        "peaks: dense TFLOP/s; link: GB/s of the scale-up fabric, per GPU and one way;",
-        "GPUs: how many share that fabric; $/h: the first price on file",
+        "peaks: dense TFLOP/s, rounded; link: scale-up GB/s of a GPU, one way;",
+        "GPUs: how many share its fabric; $/h: the first price on file",
         "one GPU with the source of each figure: moeplan hardware --gpu h200",
     ]
     return table

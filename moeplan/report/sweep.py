@@ -16,7 +16,16 @@ from moeplan.sweeping import Sweep, cells
 from moeplan.sweeping.inputs import InputRow
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
 
-__all__ = ["names_table", "sweep_tables", "write_csv", "write_json", "write_parquet", "written"]
+__all__ = [
+    "names_table",
+    "sweep_tables",
+    "too_large",
+    "unit_shown",
+    "write_csv",
+    "write_json",
+    "write_parquet",
+    "written",
+]
 
 _ROWS = 40  # of a terminal's table; files have all
 _REASONS = 5
@@ -26,13 +35,35 @@ _GAP = 3  # what a drawn table puts between two columns
 
 _WRITE: Mapping[str, Callable[[float], str]] = {
     "B": fmt_bytes,
+    "GiB": lambda x: fmt_bytes(x, binary=True),
     "B/s": fmt_rate,
     "FLOP": fmt_flops,
+    "FLOP/token": fmt_flops,
+    "%": lambda x: f"{x:.1%}",
     "FLOP/s": lambda x: fmt_rate(x, "FLOP"),
     "s": fmt_time,
-    "$": fmt_money,
+    "$": lambda x: f"${x:.3g}" if 0.001 <= abs(x) < 1 else fmt_money(x),
     "$/h": lambda x: fmt_money(x, per="h"),
 }
+
+_SHARES = ("mfu", "mfu_full", "prefill_share")  # keys of layouts that are shares of one
+
+
+def unit_shown(found: Sweep, name: str) -> str:
+    """The unit in which tables and plots write a column, as `layout` does; files have SI units."""
+    unit = found.units.get(name, "")
+    if found.on_cluster and unit == "B" and name.startswith("memory"):
+        return "GiB"
+    return "%" if found.on_cluster and name in _SHARES else unit
+
+
+def too_large(found: Sweep) -> str:
+    """How many legal points do not fit, in one sentence; nothing where all do."""
+    many, of = int(found.too_large.sum()), int(found.legal.sum())
+    if not many:
+        return ""
+    verb = "does" if many == 1 else "do"
+    return f"{many:,} of {of:,} point{'s' * (of > 1)} {verb} not fit the GPU's memory"
 
 
 def written(value: Any, unit: str, *, given: bool = False) -> str:
@@ -95,7 +126,7 @@ def _picked(points: int) -> list[int | None]:
 
 
 def _texts(found: Sweep, name: str, rows: Sequence[int | None]) -> list[str]:
-    column, unit = found.columns[name], found.units.get(name, "")
+    column, unit = found.columns[name], unit_shown(found, name)
     given = name in found.inputs
     out = []
     for row in rows:
@@ -164,9 +195,11 @@ def _notes(found: Sweep, fixed: Sequence[str]) -> list[str]:
         f"{n} {written(found.columns[n].tolist()[0], found.units.get(n, ''), given=True)}"
         for n in fixed
     ]
-    alike += [f"{p} {written(v, found.units.get(p, ''))}" for p, v in found.same.items()]
+    alike += [f"{p} {written(v, unit_shown(found, p))}" for p, v in found.same.items()]
     if alike:
         notes.append(f"the same at every point: {', '.join(alike)}")
+    if text := too_large(found):
+        notes.append(text)
     if found.points > _ROWS:
         notes.append(f"{_ROWS} of {found.points:,} points: --csv, --json and --parquet have all")
     reasons = [text for text in found.columns["reason"].tolist() if text]

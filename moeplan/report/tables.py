@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 __all__ = ["Column", "Table", "print_tables", "to_csv", "to_markdown", "to_text"]
 
@@ -51,6 +54,7 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    cell = _cell_type()
     for number, table in enumerate(tables):
         if number:
             console.print()
@@ -68,15 +72,44 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
                 column.title, justify=column.align, overflow="fold", no_wrap=column.fixed
             )
         for row in table.rows:
-            drawn.add_row(*(Text(cell) for cell in row))
+            drawn.add_row(*(cell(text) for text in row))
         if table.total is not None:
             drawn.add_section()
-            drawn.add_row(*(Text(cell, style="bold") for cell in table.total))
+            drawn.add_row(*(cell(text, style="bold") for text in table.total))
         if table.columns:
             console.print(drawn)
         for note in table.notes:
             for line in _wrapped(note, console.width):
                 console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+_PARTS = re.compile(r"(?<=[-_./])(?=[A-Za-z{*])")  # where a name, and no number, may be broken
+
+
+@cache
+def _cell_type() -> type[Text]:
+    """A cell's text, which breaks a name that is too long after its hyphens, dots and underscores
+    instead of in the middle of a word (rich is loaded only where something is drawn)."""
+    from rich.text import Text
+
+    class Cell(Text):
+        def wrap(self, console: Console, width: int, **options: Any) -> Any:
+            broken = re.sub(r"\S+", lambda word: _broken(word[0], width), self.plain)
+            return Text(broken, self.style).wrap(console, width, **options)
+
+    return Cell
+
+
+def _broken(word: str, width: int) -> str:
+    """A word in lines of at most that width, where its parts allow it."""
+    if len(word) <= width:
+        return word
+    lines = [""]
+    for part in _PARTS.split(word):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def to_text(tables: Iterable[Table], width: int = 100) -> str:

@@ -25,7 +25,8 @@ class Sweep:
     first, then what is shown, then `reason` (why a point is not legal, else "").
     Numbers are int64, or float64 with nan where a point has none; words, and whole numbers that
     float64 cannot hold, are objects with None. units: of the columns that have one. same: what was
-    left out, because it is the same at every point.
+    left out, because it is the same at every point. on_cluster: points are layouts, and the column
+    `fits` says which of them the GPU's memory holds.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Sweep:
     columns: dict[str, Any]
     units: dict[str, str] = field(default_factory=dict)
     same: dict[str, Any] = field(default_factory=dict)
+    on_cluster: bool = False
 
     @property
     def points(self) -> int:
@@ -45,6 +47,14 @@ class Sweep:
     def legal(self) -> Any:
         """Which points have an answer."""
         return self.columns["reason"] == ""
+
+    @property
+    def too_large(self) -> Any:
+        """Which legal points do not fit the GPU's memory."""
+        fits = self.columns.get("fits") if self.on_cluster else None
+        if fits is None:
+            return np.zeros(self.points, dtype=bool)
+        return self.legal & (fits == False)  # noqa: E712 (an object column holds None too)
 
 
 class Columns:
@@ -97,7 +107,7 @@ class Columns:
         columns |= {path: found[path] for path in shown}
         columns["reason"] = reason
         named = asked.axes, tuple(asked.inputs), tuple(shown)
-        return Sweep(self._title(), *named, columns, self._units(), same)
+        return Sweep(self._title(), *named, columns, self._units(), same, asked.mode != "estimate")
 
     def _different(self, found: dict[str, Any], legal: Any) -> tuple[list[str], dict[str, Any]]:
         """Columns that differ between legal points, and the values of those that do not."""

@@ -24,6 +24,8 @@ def run(asked: Ask, *, workers: int = 1, progress: Progress | None = None) -> Sw
     chosen = bool(asked.show)
     if not chosen:
         asked.show = _defaults(asked)
+    if asked.mode != "estimate" and "fits" not in asked.show:
+        asked.show = ("fits", *asked.show)  # no time counts where the memory does not hold it
     _check_paths(asked)
     found = Columns(asked)
     done = 0

@@ -7,8 +7,10 @@ import pytest
 
 from moeplan.calibration.fabric import fabric_of
 from moeplan.calibration.messages import is_of_messages, predict_messages, read_messages
+from moeplan.calibration.reader import read_points
 from moeplan.cli import app
 from moeplan.cluster.hardware import gpu
+from moeplan.errors import UserError
 
 H200 = gpu("h200")
 
@@ -75,6 +77,32 @@ def test_the_command_tells_messages_from_ops(nccl, tmp_path):
     assert header.split(",")[:2] == ["note", "message_elements_half"]
     assert {"lower_ms", "expected_ms", "upper_ms", "band", "measured_ms"} <= set(header.split(","))
     assert first.startswith("a,")
+
+
+@pytest.mark.parametrize("gpu_name", ["h200", "h100", "mi300x", "tpu-v5p"])
+def test_the_command_says_where_times_come_from(gpu_name, tmp_path):
+    from typer.testing import CliRunner
+
+    points = tmp_path / "m.csv"
+    points.write_text("m,n,k\n64,4096,4096\n")
+    done = CliRunner().invoke(app, ["predict", str(points), "--gpu", gpu_name])
+    if gpu_name == "tpu-v5p":
+        assert isinstance(done.exception, UserError)
+        assert "tpu-v5p" in str(done.exception)
+        return
+    own = gpu_name == "h200"
+    header, row = done.stdout.splitlines()
+    assert dict(zip(header.split(","), row.split(","), strict=True))["origin"] == (
+        "measured" if own else "assumed"
+    )
+    assert ("carried over" in done.stderr) is not own
+
+
+def test_a_file_of_no_kind_is_told_all_kinds(tmp_path):
+    points = tmp_path / "x.csv"
+    points.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"message_elements_half.*num_token,"):
+        read_points(points)
 
 
 def test_an_exchange_grows_with_its_bytes_and_has_a_fixed_cost():

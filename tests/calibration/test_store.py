@@ -95,7 +95,7 @@ def test_predictions_are_written_as_csv_and_json(tmp_path):
         with (tmp_path / f"out.{form}").open("w") as file:
             write_predicted(points, found, file, form)
     header, first, *_ = (tmp_path / "out.csv").read_text().splitlines()
-    assert header == "m,n,k,lower_ms,expected_ms,upper_ms,band,outside,measured_ms"
+    assert header == "m,n,k,lower_ms,expected_ms,upper_ms,band,outside,origin,measured_ms"
     row = json.loads((tmp_path / "out.json").read_text())[0]
     assert first.split(",")[4] == str(row["expected_ms"])
     assert row["lower_ms"] < row["expected_ms"] < row["upper_ms"]

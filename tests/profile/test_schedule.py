@@ -17,6 +17,7 @@ from moeplan.profile.options import ProfileOptions, samples_of
 from moeplan.profile.schedule import Step, datasheet, schedule, schedule_tables
 from moeplan.profile.suite import FIVE, suite
 from moeplan.report.tables import to_text
+from moeplan.units import fmt_bytes
 from tests.profile.cases import is_built
 
 SIZES = (1, 16, 64, 512, 4096, 16384)
@@ -55,6 +56,11 @@ def test_a_card_with_little_memory_leaves_the_large_ones() -> None:
     left = {(s.job.subject, s.job.direction) for s in _steps("rtx-4090") if s.why == "does not fit"}
     assert ("deepseek-v3", "forward+backward") in left
     assert ("olmoe-1b-7b", "forward") not in left
+    steps = [s for s in _steps("rtx-4090") if s.why == "does not fit"]
+    text = " ".join(to_text(schedule_tables(steps, datasheet("rtx-4090", "bf16"), 1e9)).split())
+    assert f"{steps[0].job.tokens:,} (needs {fmt_bytes(steps[0].needed)})" in text
+    assert "22.34 GB can be used here" in text  # 95 % of 98 % of 24 GB
+    assert "–" not in text
 
 
 def test_more_samples_take_longer_and_a_faster_card_less() -> None:
@@ -108,7 +114,7 @@ def test_a_backend_without_its_library_says_what_to_install(
     ("changes", "said"),
     [
         ({}, "one thing to measure is needed and nothing was given"),
-        ({"preset": "olmoe", "suite": "all"}, "several was given"),
+        ({"preset": "olmoe", "suite": "all"}, "several were given"),
         ({"preset": "olmo"}, "did you mean 'olmoe"),
         ({"preset": "llama-3.1-8b"}, "a dense model has no MoE layer to measure"),
         ({"preset": "olmoe", "dtype": "bf61"}, "did you mean 'bf16'"),

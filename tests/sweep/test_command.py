@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,61 @@ def test_words_and_scales(swept):
     )
     with pytest.raises(UserError, match="gpu has 40 words, more than an axis can show"):
         plot_sweep(many, "gpu", "time.decode.sequential")
+
+
+ON_A_CLUSTER = (
+    "sweep", "deepseek-v3", "--cluster", "h800x2048", "--train", "--vary", "pp=8,16", "--vary",
+    "ep=8,3,64", "--set", "recompute=full", "--show", "step,mfu,memory",
+)  # fmt: skip
+
+
+def test_points_that_do_not_fit_are_marked_everywhere(command, tmp_path):
+    done = command(*ON_A_CLUSTER, "--csv", str(tmp_path / "x.csv"), columns=80)
+    assert done.code == 0
+    assert "1 of 4 points does not fit the GPU's memory" in done.out
+    words = [line.split() for line in done.out.splitlines() if line[:2].strip().isdigit()]
+    shown = {(row[0], row[1]): row[2] for row in words}
+    found = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
+    for row in found:
+        layout = f"pp={row['pp']},ep={row['ep']},recompute=full"
+        if row["reason"]:
+            assert row["fits"] == ""
+            continue
+        choice = ("--cluster", "h800x2048", "--train", layout)
+        answer = json.loads(command("layout", "deepseek-v3", *choice, "--json").out)
+        fits = answer["fits"]
+        assert row["fits"] == str(fits)
+        assert shown[row["pp"], row["ep"]] == ("yes" if fits else "no")
+    whole = command(*ON_A_CLUSTER, "--json", "-")
+    assert [row["fits"] for row in json.loads(whole.out)["rows"]].count(False) == 1
+
+
+def test_tables_of_layouts_are_written_as_layout_writes_them(command):
+    done = command(*ON_A_CLUSTER, columns=80)
+    assert "102.9 GiB" in done.out  # 110.5e9 bytes
+    assert "15.4%" in done.out
+    work = command("sweep", "mixtral", "--vary", "context=4k,8k", "--show",
+                   "flops.forward_per_token")  # fmt: skip
+    assert "26.55 GFLOP" in work.out
+    paid = command("sweep", "deepseek-v3", "--cluster", "h200x16", "--serve", "--vary", "ep=8,16",
+                   "--show", "dollars_per_million_output")  # fmt: skip
+    prices = re.findall(r"\$0\.\d+", paid.out)
+    assert len(set(prices)) == len(prices) > 1
+
+
+def test_a_plot_has_hollow_markers_where_points_do_not_fit():
+    vary, link = {"pp": "8,16", "ep": "8,64"}, {"recompute": "full"}
+    found = run(ask("deepseek-v3", vary, link, ("step",), "h800x2048", "train", 100))
+    figure = plot_sweep(found, "ep", "step", "pp")
+    [hollow] = [line for line in figure.axes[0].lines if line.get_gid() == "too-large"]
+    too_large = ~found.columns["fits"].astype(bool)
+    assert too_large.sum() == 1
+    assert list(hollow.get_ydata()) == list(found.columns["step"][too_large])
+    least = found.columns["step"][~too_large].min()
+    assert f"Of those that fit: least {least:.4g} s" in figure.texts[1].get_text()
+    assert figure.texts[0].get_text() == (
+        "Step time (step) against expert parallelism (ep), by pipeline stages (pp)"
+    )
 
 
 def test_files_of_plots_are_equal_each_time(command, tmp_path):

@@ -114,6 +114,12 @@ def brief(text: str) -> str:
     return f"{number} {unit}".strip()
 
 
+def _dashed(keys: Sequence[Artist]) -> bool:
+    """Whether a legend needs room for a line's gaps on both sides of its marker."""
+    styles = (getattr(key, "get_linestyle", lambda: "")() for key in keys)
+    return any(style not in ("", "-", "None", "none") for style in styles)
+
+
 class Page:
     """A figure in the making: make axes on `figure`, then `finish` it.
 
@@ -166,7 +172,7 @@ class Page:
                 ncols=columns,
                 borderaxespad=0,
                 columnspacing=1.6,
-                handlelength=3.0,
+                handlelength=4.4 if _dashed(keys) else 3.0,
                 handleheight=1.1,
             )
             legend.set_in_layout(False)

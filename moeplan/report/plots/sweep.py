@@ -12,7 +12,7 @@ import numpy as np
 from moeplan.errors import UserError, near_miss
 from moeplan.report.plots.sheet import Page, brief, log_axis, look
 from moeplan.report.style import model_style
-from moeplan.report.sweep import written
+from moeplan.report.sweep import too_large, unit_shown, written
 from moeplan.sweeping import Sweep
 
 if TYPE_CHECKING:
@@ -28,6 +28,21 @@ _WORDS = 12  # different words at an axis, without writing them over each other
 _LOG = 20  # largest over smallest, from which an axis is logarithmic
 _SCALE = "cividis"  # even for all kinds of colour vision
 _LONG = 60  # letters of a heading that still stand beside another one
+_SAID = {
+    "step": "step time", "mfu": "model FLOP utilisation", "memory": "memory of the fullest GPU",
+    "tokens_per_second": "throughput", "tokens_per_second_per_gpu": "throughput of a GPU",
+    "output_tokens_per_second_per_gpu": "output tokens of a GPU",
+    "time_ep": "time of the all-to-all", "time_bubble": "time of the pipeline's bubble",
+    "sent_scale_up": "bytes sent inside domains", "sent_scale_out": "bytes sent between domains",
+    "ttft": "time to first token", "tpot": "time per output token",
+    "dollars_per_million_output": "dollars for a million output tokens",
+    "tp": "tensor parallelism", "pp": "pipeline stages", "cp": "context parallelism",
+    "dp": "data parallelism", "ep": "expert parallelism", "etp": "parallelism inside experts",
+    "vpp": "chunks of a stage", "batch": "batch size", "microbatch": "microbatch size",
+    "context": "context length", "params.total": "parameters", "kv_cache.bytes": "KV cache",
+    "params.active.all": "active parameters", "flops.forward_per_token": "forward FLOPs per token",
+}  # fmt: skip
+"""What names of columns stand for, where a title or an axis would not say it."""
 
 
 def draw_sweep(found: Sweep, wanted: str, folder: str | Path) -> list[Path]:
@@ -67,6 +82,7 @@ def plot_sweep(found: Sweep, x: str, y: str, colour: str | None = None) -> Figur
     data = {n: _drawable(found, n, keep) for n in (x, y, colour) if n is not None}
     present = np.all([[v is not None for v in values] for values in data.values()], axis=0)
     data = {n: [v for v, good in zip(d, present, strict=True) if good] for n, d in data.items()}
+    hollow = found.too_large[keep][present]
     if not data[x]:
         raise UserError(f"--plot {x},{y}: no legal point has both")
     with look():
@@ -75,12 +91,19 @@ def plot_sweep(found: Sweep, x: str, y: str, colour: str | None = None) -> Figur
         places = [_axis(found, axis, data[n], n) for axis, n in ((ax.xaxis, x), (ax.yaxis, y))]
         ax.set_xlabel(_label(x))
         ax.set_ylabel(_label(y))
-        keys = _draw(page, ax, found, places, data, colour)
-        about = f" by {colour}" if colour else ""
-        title = f"{y} against {x}{about}"
+        keys = _draw(page, ax, found, places, data, colour, hollow)
+        about = f", by {_said(colour)}" if colour else ""
+        title = f"{_said(y)} against {_said(x)}{about}"
+        title = title[:1].upper() + title[1:] if y in _SAID else title
         if len(title) > 2 * _LONG:
-            title = f"{y.rsplit('.', 1)[-1]} against {x}{about}"
-        return page.finish(title, _finding(found, data, x, y), _conditions(found, data, x, y), keys)
+            title = f"{y.rsplit('.', 1)[-1]} against {_said(x)}{about}"
+        said = _finding(found, data, x, y, hollow)
+        return page.finish(title, said, _conditions(found, data, x, y), keys)
+
+
+def _said(name: str) -> str:
+    """A column in words, with its name where they are not the same."""
+    return f"{_SAID[name]} ({name})" if name in _SAID else name
 
 
 def _drawable(found: Sweep, name: str, keep: Any) -> list[Any]:
@@ -92,7 +115,7 @@ def _axis(found: Sweep, axis: Axis, values: Sequence[Any], name: str) -> list[fl
     """Set up an axis for a column, and return where its values stand on it."""
     from matplotlib.axis import YAxis
 
-    unit = found.units.get(name, "")
+    unit = unit_shown(found, name)
 
     def write(value: float) -> str:
         return brief(written(value, unit, given=name in found.inputs))
@@ -134,7 +157,7 @@ def _spread(values: Sequence[float]) -> bool:
 def _label(name: str) -> str:
     """A column's name, in two lines where it is long."""
     if len(name) <= 42:
-        return name
+        return _said(name)
     at = name.rfind(".", 0, 3 * len(name) // 4) + 1
     return f"{name[:at]}\n{name[at:]}" if at else name
 
@@ -146,27 +169,31 @@ def _draw(
     places: Sequence[Sequence[float]],
     data: dict[str, list[Any]],
     colour: str | None,
+    hollow: Any,
 ) -> list[Artist]:
     """Lines and points; returns what the legend shows."""
     x, y = places
     along, values = next(iter(data.items()))
     lines = along in found.inputs and not any(isinstance(v, (str, bool)) for v in values)
     if colour is None:
-        _series(ax, x, y, 0, "", lines)
+        _series(ax, x, y, 0, "", lines, hollow)
         return []
     shades = data[colour]
     kinds = list(dict.fromkeys(shades))
     if all(isinstance(v, (int, float)) for v in kinds):
         kinds = sorted(kinds)
-    unit = found.units.get(colour, "")
+    unit = unit_shown(found, colour)
     if len(kinds) <= _LINES or any(isinstance(v, (str, bool)) for v in kinds):
         out: list[Artist] = []
         for i, kind in enumerate(kinds):
             own = [j for j, shade in enumerate(shades) if shade == kind]
             text = f"{_short(colour)} {written(kind, unit, given=True)}"
-            out += _series(ax, [x[j] for j in own], [y[j] for j in own], i, text, lines)
+            own_x, own_y = [x[j] for j in own], [y[j] for j in own]
+            out += _series(ax, own_x, own_y, i, text, lines, hollow[own])
         return out
     _scale(page, ax, (x, y, shades), colour, unit)
+    if hollow.any():
+        ax.scatter(np.asarray(x)[hollow], np.asarray(y)[hollow], c="white", s=5, zorder=4)
     return []
 
 
@@ -189,9 +216,18 @@ def _short(name: str) -> str:
 
 
 def _series(
-    ax: Axes, x: Sequence[float], y: Sequence[float], index: int, label: str, lines: bool
+    ax: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    index: int,
+    label: str,
+    lines: bool,
+    hollow: Any,
 ) -> list[Artist]:
-    """A line through the points where it is asked for and x has one y each, else points alone."""
+    """A line through the points where it is asked for and x has one y each, else points alone.
+
+    hollow: which points do not fit; their markers are not filled.
+    """
     style = model_style(index)
     order = np.argsort(x, kind="stable")
     line = lines and len(set(x)) == len(x) > 1
@@ -206,22 +242,40 @@ def _series(
         gid="points",
         zorder=3,
     )
+    if hollow.any():
+        ax.plot(
+            np.asarray(x)[hollow],
+            np.asarray(y)[hollow],
+            color=style.colour,
+            marker=style.marker,
+            markerfacecolor="white",
+            linestyle="",
+            markersize=5.5 if len(x) <= 100 else 3,
+            gid="too-large",
+            zorder=4,
+        )
     return list(drawn)
 
 
-def _finding(found: Sweep, data: dict[str, list[Any]], x: str, y: str) -> str:
-    """The least and the most, and where; words have neither."""
-    values, along = data[y], data[x]
+def _finding(found: Sweep, data: dict[str, list[Any]], x: str, y: str, hollow: Any) -> str:
+    """The least and the most, and where, of those that fit where some do; words have neither."""
+    text = too_large(found)
+    some = text and not hollow.all()
+    values, along = (
+        [v for v, left in zip(data[n], hollow, strict=True) if not (some and left)] for n in (y, x)
+    )
+    note = f" Hollow: {text}." if text else ""
     if any(isinstance(v, (str, bool)) for v in values):
-        return f"{len(values):,} points."
-    said = []
+        return f"{len(data[y]):,} points.{note}"
+    said = ["Of those that fit"] if some else []
     for word, at in (("Least", int(np.argmin(values))), ("most", int(np.argmax(values)))):
-        number = brief(written(values[at], found.units.get(y, "")))
-        where = brief(written(along[at], found.units.get(x, ""), given=x in found.inputs))
+        number = brief(written(values[at], unit_shown(found, y)))
+        where = brief(written(along[at], unit_shown(found, x), given=x in found.inputs))
         said.append(f"{word} {number} at {_short(x)} {where}")
     if min(values) > 0:
         said.append(f"{max(values) / min(values):.3g} times")
-    return f"{'; '.join(said)}."
+    least = "; ".join(said).replace("fit; Least", "fit: least")
+    return f"{least}.{note}"
 
 
 def _conditions(found: Sweep, data: dict[str, list[Any]], x: str, y: str) -> str:
