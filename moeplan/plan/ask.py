@@ -138,7 +138,8 @@ def _size(question: Question) -> Answer:
         raise UserError(f"{said[0]}{said[1:].lower()}, of {len(sized)} sizes that were tried")
     answer = _answer(question, [chosen])
     said = f"the fewest GPUs that {_limits(limits)}: {chosen.grid.gpus:,}"
-    tree = {**answer.tree, "sizing": {"said": said, "sizes": [_size_row(s) for s in sized]}}
+    tree = {**answer.tree, "sizing": {"said": said, "sizes": [_size_row(s) for s in sized],
+                                       "deadline": limits.deadline, "budget": limits.budget}}  # fmt: skip
     return replace(answer, tree=tree)
 
 
@@ -179,12 +180,13 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
     from moeplan.report.layout_answer import training_answer
     from moeplan.report.plan_training import plan_answer
 
-    first, rows = _ranked(question, searches)
+    first, rows, left = _ranked(question, searches)
     outcomes = sensitivity(first, question.processes) if question.sensitivity else []
     tree = plan_answer(
         first, rows, outcomes, by=question.by, command=question.command,
         sizes=[found.grid.gpus for found in searches],
     )  # fmt: skip
+    tree["left_out"] = left
     if "nothing" in tree:
         found = tree["nothing"]
         if found["legal"]:
@@ -203,21 +205,26 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
     return Answer(tree, full, chosen)
 
 
-def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[Row]]:
-    """The rows of all searches in the order that was asked for, and the search of the first."""
+def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[Row], int]:
+    """The search of the first row, the rows of all searches in the order that was asked for, and
+    how many were left out.
+    """
     keyed: list[tuple[float, float, int, int, list[Any]]] = []
+    left = 0
     for number, found in enumerate(searches):
         gpus = found.grid.gpus
-        for row in found.rows(question.top):
+        found_rows, more = found.rows(question.top)
+        left += more
+        for row in found_rows:
             each = float(row[0][-1]) / found.grid.batch
             keys = {"time": each, "cost": each * gpus, "gpus": gpus}
             keyed.append((keys[question.by], each, number, len(keyed), row))
     keyed.sort(key=lambda entry: entry[:4])
     if not keyed:
         least = min(searches, key=lambda found: found.tally.least[0])
-        return least, []
+        return least, [], 0
     rows = [
         Row(searches[number], *(searches[number].layout(column) for column in row))
         for _, _, number, _, row in keyed[: question.top]
     ]
-    return rows[0].found, rows
+    return rows[0].found, rows, left
