@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -32,7 +33,7 @@ __all__ = ["register"]
 
 app = typer.Typer(no_args_is_help=True, help="The best of all legal layouts, for a job.")
 
-_LIST = "Values to search, such as 1,2,4."
+_LIST = "Values to search: 1,2."
 
 Values = Annotated[str | None, typer.Option(help=_LIST)]
 Fix = Annotated[str | None, typer.Option(help="Degrees with one value: 'tp=1,zero=1'.")]
@@ -47,7 +48,7 @@ Export = Annotated[
     str | None,
     typer.Option(help="Print the picked row's launch arguments: megatron-lm, torchtitan, vllm ..."),
 ]
-Pick = Annotated[int, typer.Option(min=1, help="The row that is meant, 1 is the best.")]
+Pick = Annotated[int, typer.Option(min=1, max=1000, help="The row that is meant, 1 is the best.")]
 
 
 @app.command()
@@ -177,7 +178,9 @@ def train(
         named=_named(model, preset, config),
         options=_repeated(job),
     )
-    answer = ask(question)
+    _check_save(save)
+    with _searching("" if limits else "layouts"):
+        answer = ask(question)
     _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
 
@@ -301,7 +304,10 @@ def serve(
         sensitivity=sensitivity,
     )
     output = _output(as_json, markdown, as_csv)
-    _show_plan(ask_serving(question), Shown(output, top, pick, explain, plot, save, export))
+    _check_save(save)
+    with _searching("instances"):
+        answer = ask_serving(question)
+    _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
 
 def _serving_jobs(
@@ -357,9 +363,6 @@ def _show_plan(answer: Any, how: Shown) -> None:
     if how.pick > max(1, rows):
         raise UserError(f"--pick is {how.pick}, and there are {rows} layouts that fit")
     tree = {**tree, "best": tree["best"][: how.top]}
-    if how.save is not None and rows:
-        answer.chosen(how.pick - 1).save(how.save)
-        print(how.save, file=sys.stderr)
     if how.plot is not None:
         from moeplan.report.plots.front import draw_front
 
@@ -386,6 +389,25 @@ def _show_plan(answer: Any, how: Shown) -> None:
         raise typer.Exit(1)
     if exported is not None:
         sys.stdout.write(f"\n{exported.text()}")
+    if how.save is not None:
+        answer.chosen(how.pick - 1).save(how.save)
+        print(how.save, file=sys.stderr)
+
+
+def _check_save(path: Path | None) -> None:
+    if path is not None:
+        from moeplan.plan.planfile import check_writable
+
+        check_writable(path)
+
+
+def _searching(what: str) -> AbstractContextManager[Any]:
+    """A line at a terminal while a search runs; nothing elsewhere, or where `what` is empty."""
+    if not what or not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"searching {what}, and again for each changed input ...")
 
 
 def _exported(engine: str, answer: Any, how: Shown) -> Any:

@@ -52,7 +52,7 @@ def _head(a: Answer) -> Table:
         for name, word in (("ttft", "TTFT"), ("tpot", "TPOT")):
             shares = [end / best[name] for end in best["band"][name]]
             notes += within(f"{word} limit", want[name], best[name], shares, fmt_time)
-        notes += of_ops_alone(a["stack"])
+        notes += of_ops_alone(a["stack"], training=False)
     else:
         notes += _nothing(a)
     return Table(f"{a['model']}: serving on {a['cluster']['gpu']}", [], notes=notes)

@@ -98,7 +98,7 @@ def _head(a: Answer) -> Table:
             f"({fmt_time(fast)} to {fmt_time(slow)} by the band of the ops), MFU "
             f"{best['mfu']:.1%}{run}; binds: {best['binds']}",
             *_near_limits(a),
-            *of_ops_alone(a["stack"]),
+            *of_ops_alone(a["stack"], training=True),
         ]
     else:
         notes += _nothing(a)
@@ -133,11 +133,14 @@ def within(
     return [f"the {what} of {write(limit)} lies within the band: {write(fast)} to {write(slow)}"]
 
 
-def of_ops_alone(stack: str) -> list[str]:
+def of_ops_alone(stack: str, *, training: bool) -> list[str]:
     """What times leave out, where a stack adds nothing for the software around the ops."""
     if stack not in ("calibrated", "kernels"):
         return []
-    return ["times are of the ops alone: whole published runs took longer (docs/accuracy.md)"]
+    said = "times are of the ops alone: whole published runs took longer (docs/accuracy.md)"
+    if training and stack == "calibrated":
+        said += "; --stack megatron-bridge includes what that software adds"
+    return [said]
 
 
 def _nothing(a: Answer) -> list[str]:
@@ -223,7 +226,7 @@ def _parts(a: Answer) -> Table:
     table.total = ("step", fmt_time(best["step"]), "100.0%")
     table.values.append(("step", best["step"], 1))
     table.notes = [
-        f"at most: {fmt_time(best['step_lower'])} (all ops at the fast end of their bands, every "
+        f"bounds: {fmt_time(best['step_lower'])} (all ops at the fast end of their bands, every "
         f"message under compute) to {fmt_time(best['step_upper'])} (at the slow end, none under "
         "compute)",
         f"memory: {_gib(best['memory_free'])} GiB free",
