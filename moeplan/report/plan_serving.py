@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 from moeplan.arrays import np
 from moeplan.calc import value
 from moeplan.parallel import SERVING_BINDS, ServingJob
-from moeplan.plan.ask_serving import FrontPoint, ServingChange, ServingQuestion
+from moeplan.plan.ask_serving import FrontPoint, ServingQuestion
 from moeplan.plan.bands import serving_bands
 from moeplan.plan.serving import DEGREES, Instance, Option, Pool, ServingFound
+from moeplan.plan.serving_changes import ServingChange
 from moeplan.quantity import plain
 from moeplan.report.layout_answer import assumed, bare_tree, price_of
 

@@ -16,7 +16,7 @@ from moeplan.cluster.layout import Layout
 from moeplan.cluster.rules import legal
 from moeplan.load import load_preset
 from moeplan.parallel import ServingJob, ServingPlan
-from moeplan.plan.ask_serving import ServingQuestion, serving_changes, serving_front
+from moeplan.plan.ask_serving import ServingQuestion, serving_front
 from moeplan.plan.serving import Demand, search_serving
 
 LENGTHS = {"input": 2000, "output": 500}
