@@ -85,20 +85,20 @@ def train(
     dp: Values = None,
     ep: Values = None,
     etp: Values = None,
-    zero: Values = None,
+    zero: Annotated[str | None, typer.Option(help="ZeRO stages to search, of 0,1,2,3.")] = None,
     microbatch: Values = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Of 1f1b,interleaved,zero-bubble,dualpipe; else all.")
+        str | None, typer.Option(help="Of 1f1b, interleaved, zero-bubble, dualpipe; else all.")
     ] = None,
     recompute: Annotated[
-        str | None, typer.Option(help="Of none,selective,selective:norm+activation,full.")
+        str | None, typer.Option(help="Of none, selective, full; else all. Groups: selective:norm.")
     ] = None,
     overlap: Annotated[
-        str | None, typer.Option(help="Of none,usual,all-to-all,dualpipe; else by schedule.")
+        str | None, typer.Option(help="Of none, usual, all-to-all, dualpipe; else by schedule.")
     ] = None,
     sp: Annotated[str | None, typer.Option(help="Sequence parallelism: 1, 0 or 0,1.")] = None,
     order: Annotated[str | None, typer.Option(help="Orders of ranks.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of even,full,balanced.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of even, full, balanced.")] = None,
     optimizer: Optimizer = None,
     precision: Annotated[str | None, typer.Option(help="Training matmuls: bf16 or fp8.")] = None,
     kept: Annotated[str | None, typer.Option(help="Kept activations: bf16 or fp8.")] = None,
@@ -203,7 +203,7 @@ def serve(
     gpus: Annotated[str | None, typer.Option(help="The most GPUs there are.")] = None,
     by: Annotated[str, typer.Option(help="Rank by gpus, cost or time (TPOT).")] = "gpus",
     mode: Annotated[
-        str | None, typer.Option(help="Of aggregated,disaggregated; else both.")
+        str | None, typer.Option(help="aggregated or disaggregated; else both.")
     ] = None,
     instance: Annotated[
         str | None, typer.Option(help="GPUs of an instance, such as 4,8,16 or 8:64:8.")
@@ -214,7 +214,7 @@ def serve(
     utilization: Annotated[
         float, typer.Option(help="Share of an instance's rate to plan for, 0 to 1.")
     ] = 1.0,
-    fix: Fix = None,
+    fix: Annotated[str | None, typer.Option(help="Degrees with one value: 'tp=1,ep=8'.")] = None,
     tp: Values = None,
     pp: Values = None,
     dp: Values = None,

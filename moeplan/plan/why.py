@@ -12,6 +12,7 @@ from moeplan.cluster.hardware import gpus as all_gpus
 from moeplan.cluster.layout import Layout, quiet
 from moeplan.errors import UserError
 from moeplan.plan.grid import Grid, domain_of
+from moeplan.plan.options import gpus_of
 from moeplan.plan.training import Found, default_batch
 from moeplan.quantity import evaluate, plain
 
@@ -35,7 +36,7 @@ def why_illegal(found: Found) -> list[str]:
         return alone
     if not grid.size:
         other = default_batch(gpus, int(plain(grid.plan.job.sequence)))
-        out = [f"no tp*cp*pp*dp fills {gpus:,} GPUs with dp dividing a batch of {batch:,}"]
+        out = [f"no tp*cp*pp*dp fills {gpus_of(gpus)} with dp dividing a batch of {batch:,}"]
         if grid.space.pins:
             return [f"{out[0]} under {_options(grid.space.pins)}", *_freed(found)]
         return [*out, f"--gbs {other} is divided by all of them"]
@@ -68,7 +69,7 @@ def _broken_alone(found: Found) -> list[str]:
         wrong = []
         for number in values:
             if name in ("tp", "cp", "pp", "dp") and gpus % number:
-                wrong.append(f"{name}={number} does not divide the {gpus:,} GPUs")
+                wrong.append(f"{name}={number} does not divide the {gpus_of(gpus)}")
                 continue
             layout = found.kinds[0].at({name: number, "batch": batch})
             symbols = {**layout.values, **plan.facts(gpus)}
@@ -120,7 +121,7 @@ def what_would(found: Found, question: Question) -> list[str]:
             break
         if more.tally.fit:
             layout = more.layout(more.tally.least[1])
-            out.append(f"{gpus:,} GPUs would do: {more.tally.fit:,} layouts fit")
+            out.append(f"{gpus_of(gpus)} would do: {more.tally.fit:,} layouts fit")
             break
     return out or ["no number of GPUs that was tried would do"]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from moeplan.plan.options import gpus_of
 from moeplan.report.layout_tables import assumption_table
 from moeplan.report.plan_tables import of_ops_alone, within
 from moeplan.report.tables import Column, Table
@@ -62,11 +63,6 @@ def _banded(row: Mapping[str, Any], name: str) -> str:
     """A time with its band."""
     fast, slow = row["band"][name]
     return f"{fmt_time(row[name])} ({fmt_time(fast)} to {fmt_time(slow)})"
-
-
-def gpus_of(count: int) -> str:
-    """A number of GPUs in words."""
-    return f"{count:,} GPU{'' if count == 1 else 's'}"
 
 
 def _ways(option: Mapping[str, Any]) -> str:
