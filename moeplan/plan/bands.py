@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from moeplan.arrays import np
 from moeplan.cluster.layout import NUMBERS, Layout

@@ -196,8 +196,8 @@ def _best(a: Answer) -> Table:
     if left := a["left_out"]:
         table.notes.insert(
             1,
-            f"left out: {left} {'layouts' if left > 1 else 'layout'} with another vpp than a row "
-            "above and less than 1% slower; --vpp pins it",
+            f"left out: {left} {'rows' if left > 1 else 'row'} that differ from one above in vpp "
+            "alone, and take less than 1% longer",
         )
     alike = rows[0]["alike"]
     if alike:
