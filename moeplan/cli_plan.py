@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -179,7 +179,8 @@ def train(
         options=_repeated(job),
     )
     _check_save(save)
-    with _searching("" if limits else "layouts"):
+    sized = bool(limits) or (by == "gpus" and not question.counts)  # tells each size itself
+    with _searching("" if sized else "layouts"):
         answer = ask(question)
     _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
@@ -401,13 +402,20 @@ def _check_save(path: Path | None) -> None:
         check_writable(path)
 
 
-def _searching(what: str) -> AbstractContextManager[Any]:
-    """A line at a terminal while a search runs; nothing elsewhere, or where `what` is empty."""
-    if not what or not sys.stderr.isatty():
-        return nullcontext()
-    from rich.console import Console
+@contextmanager
+def _searching(what: str) -> Iterator[None]:
+    """A line at a terminal while a search runs; nothing elsewhere, or where `what` is empty.
 
-    return Console(stderr=True).status(f"searching {what}, and again for each changed input ...")
+    No spinner: its thread must not run while workers are forked.
+    """
+    shown = bool(what) and sys.stderr.isatty()
+    if shown:
+        print(f"searching {what} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def _exported(engine: str, answer: Any, how: Shown) -> Any:

@@ -142,7 +142,7 @@ def _size(question: Question) -> Answer:
 
 
 def _none_meets(limits: Limits, sized: Sequence[Sized]) -> str:
-    said = f"no cluster meets {_limits(limits)}"
+    said = f"no number of GPUs that was tried can {_limits(limits)}"
     fit = [s for s in sized if s.seconds is not None]
     if fit:
         best = min(fit, key=lambda s: s.seconds or 0)
