@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from functools import cache
 
 import pytest
@@ -102,6 +103,108 @@ def test_serving_meets_a_limit_with_a_smaller_batch():
     assert free["tpot"] > 0.05 >= held["tpot"]
     assert held["dollars_per_million_output"] > free["dollars_per_million_output"]
     assert tree(*SERVED, "--batch", "64")["batch"] == 64
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+def test_the_bounds_say_all_that_they_assume(run):
+    """Without messages only the ops' bands and the optimizer lie between the bounds."""
+    alone = ("layout", "olmoe", "batch=1", "--cluster", "h200x1", "--train")
+    a, out = tree(*alone), words(run(*alone).out)
+    assert a["traffic"] == []
+    fast, slow = a["band"]["step"]
+    assert a["step_lower"] == pytest.approx(fast - a["time_optimizer"])
+    assert a["step_upper"] == pytest.approx(slow)
+    assert "fast end of their bands, the optimizer not counted) to" in out
+    assert "message" not in out.partition("bounds:")[2].partition("Speed")[0]
+    with_messages = words(run(*SECOND_ACCOUNT).out)
+    assert "ops at the slow end, no message under compute)" in with_messages
+    unbanded = words(run(*SECOND_ACCOUNT, "--stack", "datasheet").out)
+    assert "end of their bands" not in unbanded
+
+
+@pytest.mark.parametrize(
+    ("ends", "said_so"),
+    [((99, 130), "-1% / +30%"), ((90, 112), "±11%"), ((100, 100), "no measured band")],
+)
+def test_a_band_with_unequal_sides_shows_both(ends, said_so):
+    from moeplan.report.layout_tables import _ends
+
+    assert said_so in _ends(100, *ends)
+
+
+@pytest.mark.parametrize("overlap", ["none", "usual", "all-to-all", "dualpipe"])
+def test_what_the_overlap_hides_is_what_it_takes_without(overlap):
+    """Exposed and hidden seconds of a kind are together those of the messages."""
+    small = ("layout", "deepseek-v3", "tp=2,cp=2,pp=8,ep=16,zero=1,batch=512", "--cluster",
+             "h800x512", "--train", "--overlap")  # fmt: skip
+    a, bare = tree(*small, overlap), tree(*small, "none")
+    hidden = a["hidden_seconds"]
+    for kind in ("ep", "cp", "dp", "pp"):
+        both = a[f"time_{kind}"] + hidden.get(kind, 0)
+        assert both == pytest.approx(bare[f"time_{kind}"])
+    assert set(hidden) == ({"cp", "pp", "dp"} | {"ep"} & set(a["hidden"]) if a["hidden"] else set())
+
+
+def test_messages_assumed_hidden_are_told(run):
+    zero3 = ("layout", "mixtral", "ep=8,zero=3,batch=64", "--cluster", "h200x8", "--train")
+    a, out = tree(*zero3), words(run(*zero3).out)
+    assert a["time_dp"] == 0
+    share = a["hidden_seconds"]["dp"] / a["hidden_dp_cover"]
+    assert f"({share:.0%} of the time that can hide them)" in out
+    assert a["hidden_dp_cover"] == pytest.approx(a["time_compute"] + a["time_ep"])
+    assert "20 of 132 multiprocessors" in words(run(*zero3, "--overlap", "all-to-all").out)
+
+
+def test_what_software_adds_is_told_beside_the_times(run):
+    assert "--stack megatron-bridge has it fitted" in words(run(*SECOND_ACCOUNT).out)
+    assert "--stack sglang has it fitted" in words(run(*SERVED).out)
+    assert "ops alone" not in words(run(*SERVED, "--stack", "sglang").out)
+    assert "--stack sglang" not in words(run(*SERVED, "--stack", "kernels").out)
+
+
+def test_sequences_that_fit_follow_from_the_rows_shown(run):
+    out = run("layout", "qwen3-235b", "ep=8", "--cluster", "h200x8", "--serve").out
+    rows = dict(
+        re.split(r"  +", x, maxsplit=1) for x in out.splitlines() if re.search(r"\S  +\S", x)
+    )
+    left = float(rows["left for the cache"].split()[0])
+    each = float(rows["the same with fragmentation, 5% more"].split()[0])
+    fit = int(rows["sequences that fit on the instance"].replace(",", ""))
+    assert fit == 8 * int(left / each)
+    assert "140.40 GiB are 150.8 GB, as the driver reports; the datasheet says 141.0 GB" in out
+
+
+def test_a_batch_that_does_not_fit_is_refused(run):
+    most = tree(*SERVED)["max_batch"]
+    found = said(run(*SERVED, "--batch", f"{most + 1:.0f}"))
+    assert f"holds at most {most:,.0f} sequences of 5,000 tokens" in found
+    assert tree(*SERVED, "--batch", f"{most:.0f}")["batch"] == most
+
+
+def test_a_sequence_beyond_the_models_own_is_noted(run):
+    long = ("layout", "olmoe", "ep=8", "--cluster", "h200x8")
+    for more, tokens in ((("--train", "--sequence", "8192"), "8,192"),
+                         (("--serve", "--isl", "4000", "--osl", "500"), "4,500")):  # fmt: skip
+        note = f"a sequence of {tokens} tokens is beyond the model's own 4,096"
+        assert note in words(run(*long, *more).out)
+        assert tree(*long, *more)["notes"] == [note]
+    assert tree(*long, "--serve", "--isl", "3000", "--osl", "96")["notes"] == []
+
+
+def test_the_exchange_limits_the_speed_of_decoding(run):
+    """As arXiv 2505.09343 counts, of the model's own figures: bytes of all rows over the NIC."""
+    a = tree(*SERVED, "--batch", "1024", "--dispatch", "fp8_unscaled")
+    limit = a["speed_limit"]
+    sent = 3 * (1024 / 32) * 8 * 7168
+    assert limit["link"] == "scale-out"
+    assert limit["layer"] == pytest.approx(sent / limit["bandwidth"])
+    assert limit["step"] == pytest.approx(58 * limit["layer"])
+    assert "Speed limit of the exchange" in run(*SERVED).out
+    dense = ("layout", "llama-3.1-8b", "tp=8", "--cluster", "h200x8", "--serve")
+    assert tree(*dense)["speed_limit"] is None
 
 
 def test_what_is_not_known_is_null():
@@ -236,10 +339,32 @@ def test_two_pools_of_a_plan_file(run, tmp_path):
     Chosen("mixtral", "h100x24", layouts[0], job, layouts[1], 2, 1).save(tmp_path / "plan.toml")
     out = run("layout", "--plan", str(tmp_path / "plan.toml")).out
     assert "prefill, serving on" in out
+    assert "TTFT" not in out.partition("prefill, serving on")[0]
     lines = {x[:34].strip(): x[34:].split() for x in out.partition("All instances")[2].splitlines()}
     assert lines["GPUs"] == ["20"]
     both = [float(lines[f"requests/s that {x} serves"][0]) for x in ("prefill", "decoding")]
     assert float(lines["requests/s together"][0]) == min(both)
+
+
+def test_a_plan_of_two_pools_has_the_searchs_ttft(tmp_path):
+    file = str(tmp_path / "plan.toml")
+    asked = ("plan", "serve", "mixtral", "--gpu", "h100", "--rps", "5", "--isl", "2000", "--osl",
+             "500", "--tpot", "30ms", "--instance", "4", "--mode", "disaggregated")  # fmt: skip
+    best = tree(*asked, "--save", file)["best"][0]
+    a = tree("estimate", "--plan", file)
+    assert a["ttft"] == a["pool"]["ttft"] == pytest.approx(best["ttft"])
+    assert a["gpus"] == a["pool"]["gpus"] == best["gpus"]
+    assert a["ttft"] - a["prefill"]["ttft"] == pytest.approx(a["pool"]["transfer"])
+    assert a["pool"]["transfer"] > 0
+
+
+def test_a_plan_that_breaks_a_rule_names_its_file(run, tmp_path):
+    file = tmp_path / "plan.toml"
+    Chosen("mixtral", "h100x8", Layout.parse("dp=8,ep=8"), ServingJob()).save(file)
+    file.write_text(file.read_text().replace("ep = 8 ", "ep = 7 "))
+    for command in ("layout", "estimate"):
+        found = said(run(command, "--plan", str(file)))
+        assert found.startswith(f"moeplan: {file}: layout ")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ Keys of `evaluate_training`
   binds                   index into BINDS: what takes most of the step, or memory if not `fits`
 
 Keys of `evaluate_serving`
-  legal, fits, gpus       of one instance; fits: the weights and at least one sequence
+  legal, fits, gpus       of one instance; fits: the weights and the job's batch, or one sequence
+                          where it names none; one layout that holds fewer than its batch is a
+                          `UserError`
   memory_weights, memory_cache_per_sequence, memory_overhead
   max_batch               sequences an instance's decoding can hold
   batch                   the batch that is used: the job's, or the largest that fits and meets

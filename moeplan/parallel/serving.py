@@ -304,6 +304,7 @@ class ServingPlan:
 
         out: dict[str, Any] = {"legal": True, "gpus": v["world"]}
         self._memory(v, out, own)
+        self._holds(out["max_batch"])
         self._prefill(v, out, own)
         if batch is None:
             batch = self._batch(v, out)
@@ -322,7 +323,9 @@ class ServingPlan:
             "batch/(step*gpus)", "tokens/s", batch=out["batch"], step=step["time"], gpus=v["world"]
         )
         self._rates(out, both, own)
-        fits = value(out["max_batch"]) >= 1
+        least = 1 if self.job.batch is None or explained else plain(self.job.batch)
+        fits = value(out["max_batch"]) >= np.maximum(1, least)
+        fits = fits if is_array(fits) else bool(fits)
         out["fits"] = fits
         out["binds"] = self._binds(out, step)
         always = ("legal", "fits", "gpus", "max_batch", "binds")
@@ -331,6 +334,17 @@ class ServingPlan:
                 out[name] = calc("pick(fits, x, nothing)", fits=fits, x=out[name],
                                  nothing=float("nan"))  # fmt: skip
         return out
+
+    def _holds(self, most: Any) -> None:
+        """Refuse a batch that one layout cannot hold; of many, those do not fit."""
+        wanted, most = plain(self.job.batch), value(most)
+        if wanted is None or is_array(wanted) or is_array(most) or not 1 <= most < wanted:
+            return
+        tokens = plain(self.job.input) + plain(self.job.output)
+        raise UserError(
+            f"batch is {wanted:,}, and an instance holds at most {most:,.0f} sequences of "
+            f"{tokens:,} tokens"
+        )
 
     def _rates(self, out: dict[str, Any], both: Any, own: Any) -> None:
         job = self.job
@@ -380,7 +394,7 @@ class ServingPlan:
         most = out["max_batch"]
         if self.job.batch is not None:
             wanted = plain(self.job.batch)
-            return calc("max(1, min(wanted, most))", wanted=wanted, most=most)
+            return calc("max(1, wanted + 0*most)", wanted=wanted, most=most)
         limit = self.job.tpot
         if limit is None:
             return calc("max(1, most)", most=most)

@@ -23,7 +23,7 @@ quantities: they are kept as plain numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class Chosen:
     prefill: Layout | None = None
     instances: int = 1
     prefill_instances: int = 0
+    file: str | None = None  # where it was read, for what is wrong with it
 
     def __post_init__(self) -> None:
         for layout in self.layouts:
@@ -140,30 +141,38 @@ class Chosen:
         """Read a plan file. `UserError` with the file and key of what is wrong."""
         from moeplan.plan.planfile import read_plan
 
-        return read_plan(Path(path))
+        return replace(read_plan(Path(path)), file=str(path))
 
     def answer(self) -> dict[str, Any]:
         """What it costs: the tree that `moeplan layout --json` prints.
 
-        Serving: of one instance; `prefill` is the tree of prefill's own layout, and `pool` what all
-        instances serve together.
+        Serving: of one instance; where several share the cluster, `pool` is what they serve
+        together, `gpus` and `requests_per_second` count all, and `gpus_of_instance` one. `prefill`
+        is the tree of prefill's own layout, whose TTFT, with the sending of the cache, is that of
+        the whole.
         """
+        try:
+            return self._answer()
+        except UserError as problem:
+            if self.file is None or str(problem).startswith(f"{self.file}:"):
+                raise
+            raise UserError(f"{self.file}: {problem}") from None
+
+    def _answer(self) -> dict[str, Any]:
         from moeplan.load import load_model
-        from moeplan.report.layout_answer import serving_answer, training_answer
+        from moeplan.report.layout_answer import pooled, serving_answer, training_answer
 
         spec, machine = load_model(self.model), self.machine()
         if isinstance(self.job, TrainingJob):
             return training_answer(spec, self.layout, machine, self.job)
+        jobs = (self.job, replace(self.job, batch=None))  # the batch is decoding's
         trees = [
-            serving_answer(spec, x, machine, self.job, x.values["world"] if self.pooled else None)
-            for x in self.layouts
+            serving_answer(spec, x, machine, job, x.values["world"] if self.pooled else None)
+            for x, job in zip(self.layouts, jobs, strict=False)
         ]
-        out = trees[0]
-        if self.prefill is not None:
-            out["prefill"] = trees[1]
-        if self.pooled:
-            out["pool"] = self._pool(self.job, trees[0], trees[-1])
-        return out
+        if not self.pooled:
+            return trees[0]
+        return pooled(trees, self._pool(self.job, trees[0], trees[-1]), machine, self.job)
 
     def _pool(
         self, job: ServingJob, decode: Mapping[str, Any], prefill: Mapping[str, Any]

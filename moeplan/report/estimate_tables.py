@@ -206,7 +206,7 @@ def _weights(e: Estimate) -> Table:
     capacity, least = held["gpu_memory"].value, held["gpus_at_least"].value
     table.notes.append(
         f"with the cache {fmt_bytes(held['total'].value)}: at least {least:,} x {e.gpu.name} "
-        f"({fmt_bytes(capacity)} each)"
+        f"({fmt_bytes(capacity)} each, datasheet)"
     )
     if m["weights_mtp"].value:
         table.notes.append(f"apart: multi-token prediction {fmt_bytes(m['weights_mtp'].value)}")

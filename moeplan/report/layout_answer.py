@@ -7,13 +7,15 @@ not known (a bill without a price) is None.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from moeplan.calc import value
+from moeplan.calc import calc, value
 from moeplan.cluster.hardware import Cluster, all_in_power, price, prices
 from moeplan.cluster.layout import Layout
+from moeplan.cluster.network import Network
+from moeplan.estimation.all_to_all import ROW_FORMATS
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import (
     BINDS,
@@ -22,8 +24,10 @@ from moeplan.parallel import (
     ServingPlan,
     TrainingJob,
     TrainingPlan,
+    model_speed_limit,
 )
 from moeplan.parallel.account import account_named
+from moeplan.parallel.limits import cache_transfer, disaggregate
 from moeplan.parallel.optime import AtBound, RowTimes
 from moeplan.parallel.table import HIDDEN
 from moeplan.quantity import Quantity, plain
@@ -31,6 +35,7 @@ from moeplan.quantity import Quantity, plain
 __all__ = [
     "assumed",
     "bare_tree",
+    "pooled",
     "power_of",
     "price_of",
     "serving_answer",
@@ -41,6 +46,11 @@ _SHOWN = ("tp", "cp", "pp", "vpp", "dp", "ep", "etp", "edp", "zero", "microbatch
 _KINDS = ("sp", "schedule", "recompute", "overlap", "order", "split")
 _TOLD = ("all_in_power", "price_per_hour")  # in a line of their own
 _ENDS: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
+_PARTS = {"etp": "tp", "dense": "dp", "edp": "dp", **{n: n for n in ("tp", "ep", "cp", "pp")}}
+"""Parts of a step's time, by the groups whose messages they are."""
+_OF_PREFILL = (
+    "prefill_seconds", "prefill_tokens_per_second_per_gpu", "dollars_per_million_input",
+)  # fmt: skip
 _SERVED = ("tp", "pp", "dp", "ep", "etp", "edp")
 
 
@@ -64,10 +74,12 @@ def training_answer(
     if layout.recompute == "selective":
         out["layout"]["selective"] = list(layout.selective)
     out["job"] = _job(job, ("sequence", "tokens", "optimizer", "precision", "kept", "mtp"))
+    out["notes"] = _beyond(spec, plain(job.sequence))
     out["hidden"] = [group for group, under in HIDDEN[layout.overlap].items() if under]
     numbers = {name: x for name, x in found.items() if name not in ("pieces", "ranks")}
     out |= {**numbers, "binds": BINDS[found["binds"]]}
     out |= {"by_rank": ranks, "traffic": plan.traffic(layout)}
+    out |= _under_compute(out)
     out["pieces"] = {
         name: {key: x for key, x in piece.items() if not isinstance(x, (list, tuple, dict))}
         for name, piece in found["pieces"].items()
@@ -78,6 +90,7 @@ def training_answer(
         f"account {job.account}: {account_named(job.account).about}",
         *([] if job.tokens is None else [price_of(job, cluster), power_of(job, cluster)]),
     ]
+    out["stack"] = _stack_of(plan.times)
     out["band"] = _band(
         plan.times,
         lambda times: TrainingPlan(spec, cluster, job, times=times).evaluate(layout),
@@ -105,6 +118,10 @@ def serving_answer(
     out["job"] = _job(job, names)
     numbers = plan.evaluate(layout, gpus)  # nan where nothing fits
     out |= {**numbers, "binds": SERVING_BINDS[numbers["binds"]]}
+    out["job"]["fragmentation"] = job.overheads.fragmentation
+    out["notes"] = _beyond(spec, plain(job.input) + plain(job.output))
+    out["stack"] = _stack_of(plan.inference.times)
+    out["speed_limit"] = _speed_limit(plan, layout, numbers) if numbers["fits"] else None
     out["band"] = _band(
         plan.inference.times,
         lambda times: ServingPlan(
@@ -123,6 +140,99 @@ def serving_answer(
     ]
     out["assumptions"] = assumed(found, plan.inference.times, more)
     return bare_tree(out)
+
+
+def pooled(
+    trees: Sequence[Mapping[str, Any]], pool: Mapping[str, Any], cluster: Cluster, job: ServingJob
+) -> dict[str, Any]:
+    """The answer of instances that share a cluster: the decoding layout's tree with the GPUs and
+    requests of all. Where prefill has a layout of its own (the second tree), TTFT is that one's
+    and then the sending of the request's cache; rates per GPU are those in balance.
+    """
+    out = {**trees[0], "gpus": pool["gpus"], "gpus_of_instance": trees[0]["gpus"]}
+    out |= {"requests_per_second": pool["requests_per_second"], "pool": dict(pool)}
+    if len(trees) == 1:
+        return out
+    decode, prefill = trees
+    transfer = plain(cache_transfer(Network.of(cluster), prefill["memory_cache_per_sequence"]))
+
+    def after(seconds: float | None) -> float | None:
+        return None if seconds is None else seconds + transfer
+
+    out |= {name: prefill[name] for name in _OF_PREFILL}
+    out |= {name: after(prefill[name]) for name in ("ttft_lower", "ttft", "ttft_upper")}
+    out["band"] = {**decode["band"], "ttft": [after(x) for x in prefill["band"]["ttft"]]}
+    if decode["fits"] and prefill["fits"]:
+        out |= disaggregate(prefill, decode, job, transfer)
+    out["pool"] |= {"ttft": out["ttft"], "transfer": transfer}
+    return bare_tree({**out, "prefill": prefill})
+
+
+def _beyond(spec: ModelSpec, tokens: Any) -> list[str]:
+    """A sequence longer than the model was made for, as an estimate notes it."""
+    longest = plain(spec.max_context)
+    if longest is None or tokens <= longest:
+        return []
+    return [f"a sequence of {tokens:,} tokens is beyond the model's own {longest:,}"]
+
+
+def _stack_of(times: RowTimes) -> dict[str, Any]:
+    """The stack, and whether it has nothing of what software adds."""
+    s = times.stack
+    alone = s.busy == 1 and not s.host
+    return {"name": s.name, "calibrated": s.calibrated, "ops_alone": alone}
+
+
+def _under_compute(a: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds of a step's messages that the overlap hides, by kind; and for data parallelism the
+    seconds under which they may lie: the last microbatch's, or from ZeRO-2 on all of them.
+    """
+    sent = dict.fromkeys(_PARTS.values(), 0.0)
+    for row in a["traffic"]:
+        sent[_PARTS[row["group"]]] += value(row["seconds"])
+    found = {
+        n: s - value(a[f"time_{n}"]) for n, s in sent.items() if n in a["hidden"] and n != "pp"
+    }
+    if "pp" in a["hidden"]:  # what is waited for is the first and last microbatch's chain
+        found["pp"] = sent["pp"]
+    layout = a["layout"]
+    work = sum(value(a[f"time_{n}"]) for n in ("compute", "recompute", "tp", "ep", "cp"))
+    cover = work if layout["zero"] >= 2 else work / layout["m"]
+    least = 1e-6 * value(a["step"])  # rounding
+    return {
+        "hidden_seconds": {name: x for name, x in found.items() if x > least},
+        "hidden_dp_cover": cover if "dp" in a["hidden"] else None,
+    }
+
+
+def _speed_limit(
+    plan: ServingPlan, layout: Layout, numbers: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """`moeplan.parallel.model_speed_limit` of an instance, with what went into it."""
+    spec, job, v = plan.spec, plan.job, layout.values
+    group = v["ep"] * v["etp"]
+    if spec.moe is None or v["ep"] == 1:
+        return None
+    crosses = plan.net.out is not None and group > plain(plan.cluster.domain_size)
+    link = plan.net.out if crosses and plan.net.out is not None else plan.net.up
+    hidden = spec.moe.values[spec.moe.width]
+    bytes_of = {
+        name: value(calc(ROW_FORMATS[word], "B", H=hidden)) / hidden
+        for name, word in (("dispatch", job.dispatch), ("combine", job.combine))
+    }
+    tokens = numbers["batch"] * (1 + plain(job.draft)) / v["world"]
+    found = model_speed_limit(spec, tokens, link, microbatches=1, **bytes_of)
+    return {
+        "layer": found["exchange"],
+        "step": found["step"],
+        "tokens": tokens,
+        "experts": spec.moe.values["k"],
+        "hidden": hidden,
+        "layers": spec.moe_layers,
+        "bandwidth": link,
+        "link": "scale-out" if crosses else "scale-up",
+        **bytes_of,
+    }
 
 
 def _band(
@@ -155,6 +265,7 @@ def _head(
             "gpus": cluster.gpus,
             "domain": cluster.domain_size,
             "memory": plan.capacity,
+            "memory_datasheet": cluster.gpu.memory_bytes,
         },
         "layout": {"text": str(layout), **{name: values[name] for name in shown}},
     }

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from moeplan.report.layout_parts import (
+    WORD,
+    Answer,
+    capacity,
+    gib,
+    listed,
+    ops_alone,
+)
+from moeplan.report.layout_serving import (
+    exchange_limit,
+    instance_table,
+    latency_table,
+    pool_table,
+    throughput_table,
+)
 from moeplan.report.tables import Column, Table
-from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
+from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_time
 
 __all__ = ["STEP", "assumption_table", "layout_tables"]
 
-WORD = Column("", "left")
-UNKNOWN = "not known"
 MEMORY = ("weights", "gradients", "optimizer", "activations", "buffers", "framework",
           "fragmentation")  # fmt: skip
 STEP = {
@@ -25,30 +38,25 @@ STEP = {
     "bubble": "bubble",
     "optimizer": "optimizer",
 }
+_EVEN = 0.04  # sides of a band that differ by less are one figure
 GROUPS = {"dense": "dp", "edp": "edp"}
-
-Answer = Mapping[str, Any]
 
 
 def layout_tables(a: Answer) -> list[Table]:
     """All tables of an answer, of training or of serving."""
     if a["kind"] == "serving":
-        tables = [_head(a), _degrees(a), _instance(a)]
+        tables = [_head(a), _degrees(a), instance_table(a)]
         if a["fits"]:
-            tables.append(_latency(a))
+            tables += [latency_table(a), *exchange_limit(a)]
         if "prefill" in a:  # rates of an instance that does both would mislead
             tables += [_head(a["prefill"], "prefill, "), *(f(a["prefill"]) for f in _OF_PREFILL)]
         elif a["fits"]:
-            tables.append(_throughput(a))
-        return [*tables, *([_pool(a)] if "pool" in a else []), assumption_table(a)]
+            tables.append(throughput_table(a))
+        return [*tables, *([pool_table(a)] if "pool" in a else []), assumption_table(a)]
     tables = [_head(a), _degrees(a), _memory(a)]
     if len(a["by_rank"]) > 1:
         tables.append(_ranks(a))
     return [*tables, _traffic(a), _step(a), _speed(a), assumption_table(a)]
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f}"
 
 
 def _head(a: Answer, part: str = "") -> Table:
@@ -60,11 +68,13 @@ def _head(a: Answer, part: str = "") -> Table:
     ]
     if not a["fits"]:
         if a["kind"] == "training":
-            over = f"the most loaded GPU is {_gib(-a['memory_free'])} GiB over its memory"
+            over = f"the most loaded GPU is {gib(-a['memory_free'])} GiB over its memory"
             notes.append(f"DOES NOT FIT: {over}; times below leave that aside")
         else:
             notes.append("DOES NOT FIT: weights and one sequence exceed the memory of a GPU")
-    notes.append(f"what binds: {a['binds']}")
+    if not (part and a["fits"]):  # a prefill layout decodes nothing that could bind
+        notes.append(f"what binds: {a['binds']}")
+    notes += a["notes"]
     title = f"{a['model']['name']}: {part}{a['kind']} on {machine['name']}"
     return Table(title, [], notes=notes)
 
@@ -146,13 +156,13 @@ def _memory(a: Answer) -> Table:
     assert table.values is not None
     for name in MEMORY:
         size = a[f"memory_{name}"]
-        table.rows.append((name, _gib(size), f"{size / whole:.1%}"))
+        table.rows.append((name, gib(size), f"{size / whole:.1%}"))
         table.values.append((name, size / 2**30, size / whole))
-    table.total = ("total", _gib(whole), "100.0%")
+    table.total = ("total", gib(whole), "100.0%")
     table.values.append(("total", whole / 2**30, 1))
-    free, capacity = a["memory_free"], a["cluster"]["memory"]
-    left = f"{_gib(free)} GiB free" if free >= 0 else f"{_gib(-free)} GiB too much"
-    table.notes = [f"of {_gib(capacity)} GiB ({fmt_bytes(capacity)}): {left}"]
+    free = a["memory_free"]
+    left = f"{gib(free)} GiB free" if free >= 0 else f"{gib(-free)} GiB too much"
+    table.notes = [f"of {gib(a['cluster']['memory'])} GiB: {left}", capacity(a)]
     return table
 
 
@@ -239,10 +249,12 @@ def _step(a: Answer) -> Table:
     table.values += [(label, x, x / step) for label, x in bounds.items()]
     table.notes = [
         _ends(step, fast, slow),
-        f"bounds: {fmt_time(a['step_lower'])} where all messages run under compute too, "
-        f"{fmt_time(a['step_upper'])} where none do",
-        "of messages, what the overlap leaves to be waited for",
+        _bounds(a, banded=fast != slow),
+        *_hidden(a),
+        *ops_alone(a, "megatron-bridge"),
     ]
+    if a["traffic"]:
+        table.notes.insert(2, "of messages, what the overlap leaves to be waited for")
     return table
 
 
@@ -250,26 +262,47 @@ def _ends(expected: float, fast: float, slow: float) -> str:
     """What the band of the ops' calibration makes of a time."""
     if fast == slow:
         return "ops at a fixed part of the datasheet's peaks: no measured band"
-    half = (slow - fast) / 2 / expected
-    return f"band of the ops: ±{half:.0%}, from {fmt_time(fast)} to {fmt_time(slow)}"
+    below, above = (expected - fast) / expected, (slow - expected) / expected
+    even = abs(above - below) <= _EVEN
+    wide = f"±{(below + above) / 2:.0%}" if even else f"-{below:.0%} / +{above:.0%}"
+    return f"band of the ops: {wide}, from {fmt_time(fast)} to {fmt_time(slow)}"
 
 
-def _with_band(a: Answer, name: str) -> str:
-    """A time with the band of the ops behind it."""
-    fast, slow = a["band"][name]
-    if fast is None or fast == slow:
-        return fmt_time(a[name])
-    return f"{fmt_time(a[name])} ({fmt_time(fast)} to {fmt_time(slow)})"
+def _bounds(a: Answer, *, banded: bool) -> str:
+    """Both bounds of a step with all that they assume."""
+    fast, slow = ["ops at the fast end of their bands"], ["ops at the slow end"]
+    if not banded:
+        fast, slow = [], []
+    if a["traffic"]:
+        fast.append(
+            "messages of a layer and its compute at the same time; sends, data parallelism and "
+            "the optimizer not counted"
+        )
+        slow.append("no message under compute")
+    else:
+        fast.append("the optimizer not counted")
+    if a["layout"]["schedule"] in ("zero-bubble", "dualpipe"):
+        slow.append("the bubble of 1f1b")
+    low, high = fmt_time(a["step_lower"]), fmt_time(a["step_upper"])
+    last = f" ({', '.join(slow)})" if slow else ""
+    return f"bounds: from {low} ({', '.join(fast)}) to {high}{last}"
 
 
-def _listed(title: str, a: Answer, rows: Mapping[str, tuple[Any, Callable[[Any], str]]]) -> Table:
-    """Numbers below each other; what is None is said to be unknown."""
-    table = Table(title, [WORD, Column("")], values=[])
-    assert table.values is not None
-    for label, (number, write) in rows.items():
-        table.rows.append((label, UNKNOWN if number is None else write(number)))
-        table.values.append((label, "" if number is None else number))
-    return table
+def _hidden(a: Answer) -> list[str]:
+    """Messages that are assumed to cost nothing, and what they cost where they are hidden."""
+    parts = []
+    for name, seconds in a["hidden_seconds"].items():
+        text = f"{STEP[name]} {fmt_time(seconds)}"
+        if name == "dp" and a["hidden_dp_cover"]:
+            text += f" ({seconds / a['hidden_dp_cover']:.0%} of the time that can hide them)"
+        parts.append(text)
+    out = [f"hidden under compute: {', '.join(parts)}"] if parts else []
+    if "ep" in a["hidden"] and any(row["group"] == "ep" for row in a["traffic"]):
+        out.append(
+            "an exchange under compute takes 20 of 132 multiprocessors from it: compute is slower "
+            "by that, in the bounds too"
+        )
+    return out
 
 
 def _speed(a: Answer) -> Table:
@@ -289,7 +322,7 @@ def _speed(a: Answer) -> Table:
             "dollars": (a["dollars"], fmt_money),
             "energy": (a["energy"] and a["energy"] / 3.6e6, _energy),
         }
-    table = _listed(title, a, rows)
+    table = listed(title, a, rows)
     table.notes = ["MFU is of the bf16 peak (fp16 where a GPU has no bf16)"]
     return table
 
@@ -298,94 +331,7 @@ def _energy(kwh: float) -> str:
     return f"{kwh / 1e6:,.3f} GWh" if kwh >= 1e5 else f"{kwh:,.1f} kWh"
 
 
-# -------------------------------------------------------------------------------------- serving
-def _instance(a: Answer) -> Table:
-    job = a["job"]
-    tokens = f"{job['input'] + job['output']:,}"
-    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
-        "memory of a GPU": (a["cluster"]["memory"], _in_gib),
-        "weights": (a["memory_weights"], _in_gib),
-        "framework, buffers, fragmentation": (a["memory_overhead"], _in_gib),
-        f"cache of a sequence of {tokens} tokens": (a["memory_cache_per_sequence"], _in_gib),
-        "sequences that fit on the instance": (a["max_batch"], "{:,.0f}".format),
-    }
-    table = _listed("Memory of the most loaded GPU", a, rows)
-    table.notes = ["an instance is all GPUs of the layout; dp copies of attention share its batch"]
-    return table
-
-
-def _in_gib(size: float) -> str:
-    return f"{_gib(size)} GiB"
-
-
-def _latency(a: Answer) -> Table:
-    job = a["job"]
-    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
-        "batch, sequences": (a["batch"], "{:,.0f}".format),
-        "TTFT (band of the ops)": (a["ttft"], lambda _: _with_band(a, "ttft")),
-        "TPOT (band of the ops)": (a["tpot"], lambda _: _with_band(a, "tpot")),
-        "TPOT, all messages under compute too": (a["tpot_lower"], fmt_time),
-        "TPOT, none under compute": (a["tpot_upper"], fmt_time),
-        "output tokens/s of one sequence": (a["tpot"] and 1 / a["tpot"], "{:,.1f}".format),
-    }
-    table = _listed(f"Latency of {job['input']:,} in, {job['output']:,} out", a, rows)
-    if job["tpot"] is not None and a["tpot"] is not None:
-        meets = "is met" if a["tpot"] <= job["tpot"] else "IS NOT MET"
-        table.notes.append(f"the TPOT limit of {fmt_time(job['tpot'])} {meets}")
-    if job["disaggregated"]:
-        table.notes.append("prefill and decoding have GPUs of their own: neither waits")
-    else:
-        table.notes.append("prefill and decoding take turns, so TPOT holds prefill's turns")
-    return table
-
-
-def _throughput(a: Answer) -> Table:
-    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
-        "output tokens/s/GPU": (a["output_tokens_per_second_per_gpu"], "{:,.0f}".format),
-        "input tokens/s/GPU": (a["input_tokens_per_second_per_gpu"], "{:,.0f}".format),
-        "decoding alone, tokens/s/GPU": (
-            a["decode_tokens_per_second_per_gpu"],
-            "{:,.0f}".format,
-        ),
-        "prefill alone, tokens/s/GPU": (a["prefill_tokens_per_second_per_gpu"], "{:,.0f}".format),
-        "prefill's share": (a["prefill_share"], "{:.1%}".format),
-        "requests/s of the instance": (a["requests_per_second"], _requests),
-        "dollars per million input tokens": (a["dollars_per_million_input"], _dollars),
-        "dollars per million output tokens": (a["dollars_per_million_output"], _dollars),
-    }
-    return _listed("Throughput and cost", a, rows)
-
-
-def _pool(a: Answer) -> Table:
-    """All instances together; of two pools, the slower one decides."""
-    pool = a["pool"]
-    rows: dict[str, tuple[Any, Callable[[Any], str]]] = {
-        "GPUs": (pool["gpus"], "{:,}".format),
-        "instances": (pool["instances"], "{:,}".format),
-    }
-    if "prefill" in a:
-        each = "prefill_tokens_per_second_per_gpu"
-        rows |= {
-            "prefill instances": (pool["prefill_instances"], "{:,}".format),
-            "TTFT": (a["prefill"]["ttft"], fmt_time),
-            "prefill, tokens/s/GPU": (a["prefill"][each], "{:,.0f}".format),
-            "decoding, tokens/s/GPU": (a["decode_tokens_per_second_per_gpu"], "{:,.0f}".format),
-            "requests/s that prefill serves": (pool["prefill_requests_per_second"], _requests),
-            "requests/s that decoding serves": (pool["decode_requests_per_second"], _requests),
-        }
-    rows["requests/s together"] = (pool["requests_per_second"], _requests)
-    return _listed("All instances", a, rows)
-
-
-def _requests(rate: float) -> str:
-    return fmt_rate(rate, "").removesuffix(" /s")
-
-
-def _dollars(amount: float) -> str:
-    return fmt_money(amount) if amount >= 0.995 else f"${amount:.2g}"
-
-
-_OF_PREFILL = (_degrees, _instance)
+_OF_PREFILL = (_degrees, instance_table)
 
 
 # ---------------------------------------------------------------------------------- assumptions

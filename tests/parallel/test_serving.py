@@ -77,6 +77,20 @@ class TestMemory:
         assert np.isnan(found["tpot"])
         assert found["memory_weights"] > 600e9
 
+    def test_a_batch_too_large_does_not_fit(self):
+        """Of arrays the layouts that hold it have the numbers they had; one layout is refused."""
+        layouts = Layout(dp=np.array([1, 2, 4, 8]), ep=np.array([1, 2, 4, 8]))
+        most = serve(QWEN, layouts, gpus=layouts.dp)["max_batch"]
+        wanted = int(most[1]) + 1
+        found = serve(QWEN, layouts, gpus=layouts.dp, batch=wanted)
+        assert found["fits"].tolist() == [False, False, True, True]
+        assert np.isnan(found["tpot"]).tolist() == [True, True, False, False]
+        assert found["batch"][2:].tolist() == [wanted, wanted]
+        one = serve(QWEN, Layout(dp=4, ep=4), gpus=4, batch=wanted)
+        assert one["tpot"] == pytest.approx(found["tpot"][2])
+        with pytest.raises(UserError, match=f"batch is {wanted:,}, .* at most {most[1]:,.0f} seq"):
+            serve(QWEN, Layout(dp=2, ep=2), gpus=2, batch=wanted)
+
     def test_quantised_formats(self):
         plain_, small = (serve(QWEN, Layout(), gpus=1, weights=w) for w in (None, "fp8"))
         assert small["memory_weights"] / plain_["memory_weights"] == pytest.approx(0.5, rel=0.03)
