@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -32,7 +33,7 @@ __all__ = ["register"]
 
 app = typer.Typer(no_args_is_help=True, help="The best of all legal layouts, for a job.")
 
-_LIST = "Values to search, such as 1,2,4."
+_LIST = "Values to search: 1,2."
 
 Values = Annotated[str | None, typer.Option(help=_LIST)]
 Fix = Annotated[str | None, typer.Option(help="Degrees with one value: 'tp=1,zero=1'.")]
@@ -47,7 +48,7 @@ Export = Annotated[
     str | None,
     typer.Option(help="Print the picked row's launch arguments: megatron-lm, torchtitan, vllm ..."),
 ]
-Pick = Annotated[int, typer.Option(min=1, help="The row that is meant, 1 is the best.")]
+Pick = Annotated[int, typer.Option(min=1, max=1000, help="The row that is meant, 1 is the best.")]
 
 
 @app.command()
@@ -84,20 +85,20 @@ def train(
     dp: Values = None,
     ep: Values = None,
     etp: Values = None,
-    zero: Values = None,
+    zero: Annotated[str | None, typer.Option(help="ZeRO stages to search, of 0,1,2,3.")] = None,
     microbatch: Values = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Of 1f1b,interleaved,zero-bubble,dualpipe; else all.")
+        str | None, typer.Option(help="Of 1f1b, interleaved, zero-bubble, dualpipe; else all.")
     ] = None,
     recompute: Annotated[
-        str | None, typer.Option(help="Of none,selective,selective:norm+activation,full.")
+        str | None, typer.Option(help="Of none, selective, full; else all. Groups: selective:norm.")
     ] = None,
     overlap: Annotated[
-        str | None, typer.Option(help="Of none,usual,all-to-all,dualpipe; else by schedule.")
+        str | None, typer.Option(help="Of none, usual, all-to-all, dualpipe; else by schedule.")
     ] = None,
     sp: Annotated[str | None, typer.Option(help="Sequence parallelism: 1, 0 or 0,1.")] = None,
     order: Annotated[str | None, typer.Option(help="Orders of ranks.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of even,full,balanced.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of even, full, balanced.")] = None,
     optimizer: Optimizer = None,
     precision: Annotated[str | None, typer.Option(help="Training matmuls: bf16 or fp8.")] = None,
     kept: Annotated[str | None, typer.Option(help="Kept activations: bf16 or fp8.")] = None,
@@ -177,7 +178,10 @@ def train(
         named=_named(model, preset, config),
         options=_repeated(job),
     )
-    answer = ask(question)
+    _check_save(save)
+    sized = bool(limits) or (by == "gpus" and not question.counts)  # tells each size itself
+    with _searching("" if sized else "layouts"):
+        answer = ask(question)
     _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
 
@@ -200,7 +204,7 @@ def serve(
     gpus: Annotated[str | None, typer.Option(help="The most GPUs there are.")] = None,
     by: Annotated[str, typer.Option(help="Rank by gpus, cost or time (TPOT).")] = "gpus",
     mode: Annotated[
-        str | None, typer.Option(help="Of aggregated,disaggregated; else both.")
+        str | None, typer.Option(help="aggregated or disaggregated; else both.")
     ] = None,
     instance: Annotated[
         str | None, typer.Option(help="GPUs of an instance, such as 4,8,16 or 8:64:8.")
@@ -211,7 +215,7 @@ def serve(
     utilization: Annotated[
         float, typer.Option(help="Share of an instance's rate to plan for, 0 to 1.")
     ] = 1.0,
-    fix: Fix = None,
+    fix: Annotated[str | None, typer.Option(help="Degrees with one value: 'tp=1,ep=8'.")] = None,
     tp: Values = None,
     pp: Values = None,
     dp: Values = None,
@@ -301,7 +305,10 @@ def serve(
         sensitivity=sensitivity,
     )
     output = _output(as_json, markdown, as_csv)
-    _show_plan(ask_serving(question), Shown(output, top, pick, explain, plot, save, export))
+    _check_save(save)
+    with _searching("instances"):
+        answer = ask_serving(question)
+    _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
 
 def _serving_jobs(
@@ -357,9 +364,6 @@ def _show_plan(answer: Any, how: Shown) -> None:
     if how.pick > max(1, rows):
         raise UserError(f"--pick is {how.pick}, and there are {rows} layouts that fit")
     tree = {**tree, "best": tree["best"][: how.top]}
-    if how.save is not None and rows:
-        answer.chosen(how.pick - 1).save(how.save)
-        print(how.save, file=sys.stderr)
     if how.plot is not None:
         from moeplan.report.plots.front import draw_front
 
@@ -386,6 +390,32 @@ def _show_plan(answer: Any, how: Shown) -> None:
         raise typer.Exit(1)
     if exported is not None:
         sys.stdout.write(f"\n{exported.text()}")
+    if how.save is not None:
+        answer.chosen(how.pick - 1).save(how.save)
+        print(how.save, file=sys.stderr)
+
+
+def _check_save(path: Path | None) -> None:
+    if path is not None:
+        from moeplan.plan.planfile import check_writable
+
+        check_writable(path)
+
+
+@contextmanager
+def _searching(what: str) -> Iterator[None]:
+    """A line at a terminal while a search runs; nothing elsewhere, or where `what` is empty.
+
+    No spinner: its thread must not run while workers are forked.
+    """
+    shown = bool(what) and sys.stderr.isatty()
+    if shown:
+        print(f"searching {what} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def _exported(engine: str, answer: Any, how: Shown) -> Any:

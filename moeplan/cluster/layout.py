@@ -75,6 +75,7 @@ _ALIASES = {
 }
 # What selective recomputation may leave out, as the rows name it (`Kept.drop`).
 DROPS = ("norm", "activation", "up_projection", "dispatch", "permute")
+_DROPPED = DROPS[:3]  # where nobody says which
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class Layout:
     sp: bool = True
     schedule: Schedule = "1f1b"
     recompute: Recompute = "none"
-    selective: tuple[str, ...] = ("norm", "activation", "up_projection")
+    selective: tuple[str, ...] = _DROPPED
     overlap: Overlap = "usual"
     order: Order = "tp-cp-ep-dp-pp"
     split: Split = "even"
@@ -165,7 +166,7 @@ class Layout:
             shown = field.name == "batch" or is_array(value) or value != field.default
             if field.name == "selective" or not shown:
                 continue
-            if field.name == "recompute" and value == "selective":
+            if field.name == "recompute" and value == "selective" and self.selective != _DROPPED:
                 value = f"selective:{'+'.join(self.selective)}"
             if isinstance(value, tuple):
                 value = "+".join(map(str, value))

@@ -14,7 +14,7 @@ from moeplan.model.spec import ModelSpec
 from moeplan.parallel import TrainingJob, TrainingPlan
 from moeplan.plan.chosen import Chosen
 from moeplan.plan.grid import domain_of
-from moeplan.plan.options import machine
+from moeplan.plan.options import gpus_of, machine
 from moeplan.plan.sensitivity import sensitivity
 from moeplan.plan.sizing import Sized, smallest
 from moeplan.plan.space import Space
@@ -130,16 +130,40 @@ def _size(question: Question) -> Answer:
         )  # fmt: skip
         searches = []
     if chosen is None:
-        fit = [s for s in sized if s.seconds is not None]
-        said = f"NO CLUSTER MEETS {_limits(limits)}"
-        if fit:
-            best = min(fit, key=lambda s: s.seconds or 0)
-            said += f": {best.gpus:,} GPUs take {fmt_time(best.seconds or 0)}"
-        raise UserError(f"{said[0]}{said[1:].lower()}, of {len(sized)} sizes that were tried")
+        raise UserError(_none_meets(limits, sized))
     answer = _answer(question, [chosen])
-    said = f"the fewest GPUs that {_limits(limits)}: {chosen.grid.gpus:,}"
-    tree = {**answer.tree, "sizing": {"said": said, "sizes": [_size_row(s) for s in sized]}}
-    return replace(answer, tree=tree)
+    sizing = {
+        "said": _fewest(limits, sized, chosen),
+        "sizes": [_size_row(s) for s in sized],
+        "deadline": limits.deadline,
+        "budget": limits.budget,
+    }
+    return replace(answer, tree={**answer.tree, "sizing": sizing})
+
+
+def _none_meets(limits: Limits, sized: Sequence[Sized]) -> str:
+    said = f"no number of GPUs that was tried can {_limits(limits)}"
+    fit = [s for s in sized if s.seconds is not None]
+    if fit:
+        best = min(fit, key=lambda s: s.seconds or 0)
+        takes = "takes" if best.gpus == 1 else "take"
+        said += f": {gpus_of(best.gpus)} {takes} {fmt_time(best.seconds or 0)}"
+    return f"{said}; {len(sized)} size{'' if len(sized) == 1 else 's'} tried"
+
+
+def _fewest(limits: Limits, sized: Sequence[Sized], chosen: Found) -> str:
+    """The fewest GPUs, and which sizes below were not tried."""
+    gpus, domain = chosen.grid.gpus, domain_of(chosen.grid.plan.cluster.gpu)
+    said = f"the fewest GPUs that {_limits(limits)}: {gpus:,}"
+    below = max((s.gpus for s in sized if s.gpus < gpus), default=None)
+    if below is None:
+        return said
+    said += f"; {below:,} do{'es' if below == 1 else ''} not"
+    if gpus - below > domain:
+        return f"{said}, and none between was tried (--gpu-step {domain} tries every domain)"
+    if gpus - below > 1:
+        said += f", and none between was tried: whole domains of {domain} GPUs only"
+    return said
 
 
 def _progress(sized: Sized) -> None:
@@ -147,7 +171,7 @@ def _progress(sized: Sized) -> None:
     if sys.stderr.isatty():
         days = "nothing fits" if sized.seconds is None else f"{sized.seconds / 86400:,.1f} days"
         end = "\n" if sized.meets else "\r"
-        print(f"{sized.gpus:,} GPUs: {days}        ", end=end, file=sys.stderr, flush=True)
+        print(f"{gpus_of(sized.gpus)}: {days}        ", end=end, file=sys.stderr, flush=True)
 
 
 def _any_size(name: str) -> Cluster:
@@ -179,12 +203,13 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
     from moeplan.report.layout_answer import training_answer
     from moeplan.report.plan_training import plan_answer
 
-    first, rows = _ranked(question, searches)
+    first, rows, left = _ranked(question, searches)
     outcomes = sensitivity(first, question.processes) if question.sensitivity else []
     tree = plan_answer(
         first, rows, outcomes, by=question.by, command=question.command,
         sizes=[found.grid.gpus for found in searches],
     )  # fmt: skip
+    tree["left_out"] = left
     if "nothing" in tree:
         found = tree["nothing"]
         if found["legal"]:
@@ -203,21 +228,26 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
     return Answer(tree, full, chosen)
 
 
-def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[Row]]:
-    """The rows of all searches in the order that was asked for, and the search of the first."""
+def _ranked(question: Question, searches: list[Found]) -> tuple[Found, list[Row], int]:
+    """The search of the first row, the rows of all searches in the order that was asked for, and
+    how many were left out.
+    """
     keyed: list[tuple[float, float, int, int, list[Any]]] = []
+    left = 0
     for number, found in enumerate(searches):
         gpus = found.grid.gpus
-        for row in found.rows(question.top):
+        found_rows, more = found.rows(question.top)
+        left += more
+        for row in found_rows:
             each = float(row[0][-1]) / found.grid.batch
             keys = {"time": each, "cost": each * gpus, "gpus": gpus}
             keyed.append((keys[question.by], each, number, len(keyed), row))
     keyed.sort(key=lambda entry: entry[:4])
     if not keyed:
         least = min(searches, key=lambda found: found.tally.least[0])
-        return least, []
+        return least, [], 0
     rows = [
         Row(searches[number], *(searches[number].layout(column) for column in row))
         for _, _, number, _, row in keyed[: question.top]
     ]
-    return rows[0].found, rows
+    return rows[0].found, rows, left

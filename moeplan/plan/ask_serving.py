@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from moeplan.plan.chosen import Chosen
 from moeplan.plan.front import undominated
 from moeplan.plan.grid import domain_of
 from moeplan.plan.options import machine
-from moeplan.plan.sensitivity import scaled
 from moeplan.plan.serving import (
     DEGREES,
     MODES,
@@ -28,18 +27,16 @@ from moeplan.plan.serving import (
     search_serving,
 )
 from moeplan.quantity import plain
+from moeplan.workers import processors
 
 __all__ = [
     "FrontPoint",
-    "ServingChange",
     "ServingQuestion",
     "ask_serving",
-    "serving_changes",
     "serving_front",
 ]
 
 LARGEST = 64
-_FACTOR = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +90,17 @@ class ServingQuestion:
         return self.under(machine_, self.jobs, self.all_sizes(machine_))
 
     def under(
-        self, cluster: Cluster, jobs: Sequence[ServingJob], sizes: Sequence[int], top: int = 0
+        self,
+        cluster: Cluster,
+        jobs: Sequence[ServingJob],
+        sizes: Sequence[int],
+        top: int = 0,
+        columns: Mapping[str, Any] | None = None,
     ) -> ServingFound:
-        """The same with other hardware, jobs or sizes."""
+        """The same with other hardware, jobs, sizes or rows of the grid."""
         return search_serving(
             self.spec, cluster, jobs, self.demand, sizes, pins=self.pins, modes=self.modes,
-            by=self.by, top=top or self.top,
+            by=self.by, top=top or self.top, columns=columns,
         )  # fmt: skip
 
     def command(self, layout: Layout, gpus: int, job: ServingJob, mode: str) -> str:
@@ -120,55 +122,6 @@ def _text(layout: Layout) -> str:
     """A layout of serving as `layout` reads it: without its batch, which training has."""
     found = [(name, plain(getattr(layout, name))) for name in DEGREES]
     return ",".join(f"{name}={number}" for name, number in found if number != 1)
-
-
-@dataclass(frozen=True)
-class ServingChange:
-    """The best under a change: GPUs (None: nothing carries the requests), and whether it is new."""
-
-    name: str
-    gpus: int | None
-    found: ServingFound
-
-
-def serving_changes(question: ServingQuestion, found: ServingFound) -> Iterator[ServingChange]:
-    """The search again under other hardware and imbalance.
-
-    An instance larger than all GPUs of the best cannot be part of anything better; where a change
-    makes things worse, every size is searched.
-    """
-    if not found.options:
-        return
-    cluster, jobs = found.cluster, list(found.jobs)
-    every = sorted({int(n) for n in found.columns["gpus"]})
-    small = [n for n in every if n <= found.options[0].gpus]
-    for name, other, factor in _hardware(cluster):
-        sizes = small if factor > 1 else every
-        again = question.under(other, jobs, sizes, 1)
-        yield ServingChange(name, again.options[0].gpus if again.options else None, again)
-    if question.spec.moe is not None:
-        for more in (1.2, 1.5):
-            own = [replace(job, imbalance=plain(job.imbalance) * more) for job in jobs]
-            again = question.under(cluster, own, every, 1)
-            gpus = again.options[0].gpus if again.options else None
-            yield ServingChange(f"imbalance of experts {plain(own[0].imbalance):g}", gpus, again)
-
-
-def _hardware(cluster: Cluster) -> Iterator[tuple[str, Cluster, float]]:
-    for factor in (1 / _FACTOR, _FACTOR):
-        percent = f"{factor - 1:+.0%}"
-        device = cluster.gpu
-        more = {n: scaled(getattr(device, n), factor) for n in ("memory_bytes", "memory_reported")}
-        yield f"GPU memory {percent}", replace(cluster, gpu=replace(device, **more)), factor
-        band = {"memory_bandwidth": scaled(device.memory_bandwidth, factor)}
-        yield f"memory bandwidth {percent}", replace(cluster, gpu=replace(device, **band)), factor
-        for name, word in (("scale_up", "scale-up"), ("scale_out", "scale-out")):
-            links = {
-                f"{name}_{what}": scaled(getattr(cluster, f"{name}_{what}"), factor)
-                for what in ("bandwidth", "effective")
-            }
-            if any(q is not None for q in links.values()):
-                yield f"{word} bandwidth {percent}", replace(cluster, **links), factor
 
 
 @dataclass(frozen=True)
@@ -225,11 +178,12 @@ def serving_front(question: ServingQuestion, found: ServingFound) -> list[FrontP
 
 def ask_serving(question: ServingQuestion) -> Answer:
     """Search what was asked, and again under each change."""
+    from moeplan.plan.serving_changes import serving_changes
     from moeplan.report.layout_answer import serving_answer
     from moeplan.report.plan_serving import serving_plan_answer
 
     found = question.search()
-    changes = list(serving_changes(question, found)) if question.sensitivity else []
+    changes = serving_changes(question, found, processors()) if question.sensitivity else []
     front = serving_front(question, found) if found.options else []
     tree = serving_plan_answer(question, found, changes, front)
 

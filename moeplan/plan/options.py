@@ -12,7 +12,7 @@ from moeplan.errors import UserError, near_miss
 from moeplan.plan.space import PINNED, Space
 from moeplan.units import parse
 
-__all__ = ["counted", "listed", "machine", "machine_counts", "numbers", "pins", "space"]
+__all__ = ["counted", "gpus_of", "listed", "machine", "machine_counts", "numbers", "pins", "space"]
 
 _MOST = 1 << 20
 _ALIASES = {"mbs": "microbatch", "mb": "microbatch"}
@@ -99,6 +99,11 @@ def _unknown(name: str, word: str, allowed: Sequence[str]) -> None:
         f"--{name}: {word!r} is not known, it is one of {', '.join(allowed)}"
         f"{near_miss(word, allowed)}"
     )
+
+
+def gpus_of(count: int) -> str:
+    """A number of GPUs in words."""
+    return f"{count:,} GPU{'' if count == 1 else 's'}"
 
 
 def machine(name: str, gpus: int | None) -> Cluster:

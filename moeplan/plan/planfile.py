@@ -221,13 +221,27 @@ _TABLES: dict[str, type[_Table]] = {
 
 
 # ---------------------------------------------------------------------------------- writing
+def check_writable(path: Path) -> None:
+    """Refuse a plan file that cannot be written, before anything is searched."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"--save {path} is a folder, and must be a file such as plan.toml")
+    if not folder.is_dir():
+        raise UserError(f"--save {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--save {path}: nothing may be written in the folder {folder}")
+
+
 def write_plan(document: Mapping[str, Any], path: Path) -> None:
     """Write a plan file of `Chosen.document`, whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_text(_text(document), encoding="utf-8")
         beside.replace(path)
-    except (OSError, UnicodeEncodeError) as problem:
+    except OSError as problem:
+        why = problem.strerror or type(problem).__name__
+        raise UserError(f"{path}: cannot be written ({why.lower()})") from None
+    except UnicodeEncodeError as problem:
         raise UserError(f"{path}: cannot be written ({problem})") from None
     finally:
         beside.unlink(missing_ok=True)

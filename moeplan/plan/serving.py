@@ -142,9 +142,11 @@ def search_serving(
     modes: Sequence[str] = MODES,
     by: str = "gpus",
     top: int = 10,
+    columns: Mapping[str, Any] | None = None,
 ) -> ServingFound:
     """Evaluate every legal instance of some sizes, in each choice of formats (`jobs`).
 
+    columns: rows of the grid to search, in place of all of these sizes.
     cluster: a machine of at least the largest size. by: "gpus", "cost" (the same at one price), or
     "time" (the least time per output token).
     """
@@ -152,16 +154,16 @@ def search_serving(
     plans: dict[tuple[str, int], ServingPlan] = {}
     counts: dict[str, dict[str, int]] = {}
     transfers: dict[int, Any] = {}
-    columns: dict[str, Any] = {}
     for mode in modes:
         for number, job in enumerate(jobs):
             own = replace(job, tpot=demand.tpot, disaggregated=mode == "disaggregated")
             plan = ServingPlan(spec, cluster, own)
-            columns = columns or grid(plan, sizes, pins or {})
+            columns = grid(plan, sizes, pins or {}) if columns is None else columns
             plans[mode, number] = plan
             answers[mode, number] = _evaluate(plan, columns)
             transfers[number] = _transfer(plan, answers[mode, number])
     options: list[Option] = []
+    assert columns is not None  # a mode and a job at least
     for mode in modes:
         find = _aggregated if mode == "aggregated" else _disaggregated
         found, counts[mode] = find(answers, jobs, demand, columns["gpus"], transfers, top)

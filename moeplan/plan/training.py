@@ -23,6 +23,7 @@ _ROWS = 131072  # layouts (times ZeRO stages) at a time
 WORTH = 2_000_000
 """Layouts from which further processes are worth their start."""
 _BATCH_TOKENS = 1 << 24
+_HARDLY = 1.01  # what is slower by less, and differs in chunks only, is no other choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +41,33 @@ class Found:
         columns = {name: int(a[row]) for name, a in self.grid.columns.items()}
         return self.kinds[kind].at({**columns, "vpp": vpp, "zero": zero, "batch": self.grid.batch})
 
-    def rows(self, count: int) -> list[list[Any]]:
-        """Numbers of the best layouts; those of equal step and memory are together in a row."""
+    def rows(self, count: int) -> tuple[list[list[Any]], int]:
+        """Numbers of the best layouts; those of equal step and memory are together in a row.
+
+        Left out, and counted: rows that are as those above but for vpp, and hardly slower.
+        """
+        near = self.tally.near
+        if not near.shape[1]:
+            return [], 0
+        last = near[-2:]
+        new = (np.abs(np.diff(last)) > 1e-12 * np.abs(last[:, :-1])).any(axis=0)
+        ends = [*(np.flatnonzero(new) + 1).tolist(), near.shape[1]]
         out: list[list[Any]] = []
-        for column in self.tally.near.T:
-            same = out and np.allclose(out[-1][0][-2:], column[-2:], rtol=1e-12, atol=0)
-            if same:
-                out[-1].append(column)
-            elif len(out) < count:
-                out.append([column])
-            else:
+        shown: dict[tuple[float, ...], float] = {}
+        start = left = 0
+        for end in ends:
+            if len(out) == count:
                 break
-        return out
+            names = [tuple(column) for column in near[[0, 2, 3], start:end].T.tolist()]
+            step = float(near[-1, start])
+            if all(step < _HARDLY * shown.get(name, 0.0) for name in names):
+                left += 1
+            else:
+                out.append(list(near[:, start:end].T))
+                for name in names:
+                    shown[name] = step
+            start = end
+        return out, left
 
     def best(self, count: int) -> list[Layout]:
         """The first of the layouts that fit."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moeplan.arrays import np
@@ -9,7 +11,8 @@ from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.hardware import gpus as all_gpus
 from moeplan.cluster.layout import Layout, quiet
 from moeplan.errors import UserError
-from moeplan.plan.grid import domain_of
+from moeplan.plan.grid import Grid, domain_of
+from moeplan.plan.options import gpus_of
 from moeplan.plan.training import Found, default_batch
 from moeplan.quantity import evaluate, plain
 
@@ -21,16 +24,21 @@ __all__ = ["what_would", "why_illegal"]
 _DOUBLINGS = 10
 
 
+# Rules that one degree can break alone, with all other degrees at 1.
+_ALONE = ("ep", "etp", "accumulation", "stages", "sequence")
+
+
 def why_illegal(found: Found) -> list[str]:
     """Which rules leave no layout: those that nothing tried keeps, or what no batch allows."""
     grid = found.grid
     gpus, batch = grid.gpus, grid.batch
+    if alone := _broken_alone(found):
+        return alone
     if not grid.size:
         other = default_batch(gpus, int(plain(grid.plan.job.sequence)))
-        out = [f"no tp*cp*pp*dp fills {gpus:,} GPUs with dp dividing a batch of {batch:,}"]
+        out = [f"no tp*cp*pp*dp fills {gpus_of(gpus)} with dp dividing a batch of {batch:,}"]
         if grid.space.pins:
-            names = ", ".join(f"{n}={list(v)}" for n, v in grid.space.pins.items())
-            return [*out, f"under {names}"]
+            return [f"{out[0]} under {_options(grid.space.pins)}", *_freed(found)]
         return [*out, f"--gbs {other} is divided by all of them"]
     broken: dict[str, int] = {}
     symbols = {**grid.many.values, **grid.plan.facts(gpus)}
@@ -44,6 +52,42 @@ def why_illegal(found: Found) -> list[str]:
         return [f"no combination keeps the rule of {', '.join(never)}"]
     least = sorted(broken, key=lambda name: broken[name])[:3]
     return [f"no combination keeps all rules; the fewest keep those of {', '.join(least)}"]
+
+
+def _options(pins: Mapping[str, Sequence[int]]) -> str:
+    """Pinned degrees as options."""
+    return " ".join(f"--{name} {','.join(map(str, values))}" for name, values in pins.items())
+
+
+def _broken_alone(found: Found) -> list[str]:
+    """What is wrong with pinned degrees of which no value is legal, whatever the others are."""
+    plan, gpus, batch = found.grid.plan, found.grid.gpus, found.grid.batch
+    allowed = {*_ALONE, *plan.widths}
+    rules = [rule for rule in plan.rules(found.kinds[0]) if rule.name in allowed]
+    out = []
+    for name, values in found.grid.space.pins.items():
+        wrong = []
+        for number in values:
+            if name in ("tp", "cp", "pp", "dp") and gpus % number:
+                wrong.append(f"{name}={number} does not divide the {gpus_of(gpus)}")
+                continue
+            layout = found.kinds[0].at({name: number, "batch": batch})
+            symbols = {**layout.values, **plan.facts(gpus)}
+            said = [r.message for r in rules if not evaluate(r.holds, symbols)]
+            wrong += [said[0].format_map(symbols)] if said else []
+        if len(wrong) == len(values):
+            out.append(", ".join(wrong))
+    return out
+
+
+def _freed(found: Found) -> list[str]:
+    """Which one option to leave out, where that is enough."""
+    grid = found.grid
+    for name in grid.space.pins:
+        pins = {n: v for n, v in grid.space.pins.items() if n != name}
+        if Grid.of(grid.plan, replace(grid.space, pins=pins), grid.gpus, grid.batch).size:
+            return [f"without --{name} there are combinations"]
+    return []
 
 
 def what_would(found: Found, question: Question) -> list[str]:
@@ -77,7 +121,7 @@ def what_would(found: Found, question: Question) -> list[str]:
             break
         if more.tally.fit:
             layout = more.layout(more.tally.least[1])
-            out.append(f"{gpus:,} GPUs would do: {more.tally.fit:,} layouts fit")
+            out.append(f"{gpus_of(gpus)} would do: {more.tally.fit:,} layouts fit")
             break
     return out or ["no number of GPUs that was tried would do"]
 

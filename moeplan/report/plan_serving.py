@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from moeplan.arrays import np
 from moeplan.calc import value
 from moeplan.parallel import SERVING_BINDS, ServingJob
-from moeplan.plan.ask_serving import FrontPoint, ServingChange, ServingQuestion
-from moeplan.plan.serving import DEGREES, Option, Pool, ServingFound
+from moeplan.plan.ask_serving import FrontPoint, ServingQuestion
+from moeplan.plan.bands import serving_bands
+from moeplan.plan.serving import DEGREES, Instance, Option, Pool, ServingFound
+from moeplan.plan.serving_changes import ServingChange
 from moeplan.quantity import plain
 from moeplan.report.layout_answer import assumed, bare_tree, price_of
 
@@ -20,6 +22,8 @@ _NUMBERS = (
     "requests_per_second", "prefill_tokens_per_second_per_gpu", "decode_tokens_per_second_per_gpu",
     "memory_weights", "memory_cache_per_sequence", "memory_overhead", "prefill_share",
 )  # fmt: skip
+
+_Bands: TypeAlias = "Mapping[tuple[str, Instance], Mapping[str, list[float]]]"
 
 
 def serving_plan_answer(
@@ -32,13 +36,15 @@ def serving_plan_answer(
     demand = found.demand
     job = found.jobs[0]
     plan = next(iter(found.plans.values()))
-    rows = [_option(question, found, option) for option in found.options]
+    bands = _bands(found)
+    rows = [_option(question, found, option, bands) for option in found.options]
     out: dict[str, Any] = {
         "kind": "serving plan",
         "by": question.by,
         "model": question.spec.title or question.spec.name,
         "cluster": {"gpu": found.cluster.gpu.name, "id": found.cluster.gpu.id,
                     "domain": found.cluster.domain_size, "memory": plan.capacity},
+        "stack": plan.inference.times.stack.name,
         "demand": {"requests_per_second": demand.rate, "input": job.input, "output": job.output,
                    "cached": job.cached, "ttft": demand.ttft, "tpot": demand.tpot,
                    "gpus": demand.gpus, "utilization": demand.utilization},
@@ -47,7 +53,7 @@ def serving_plan_answer(
     }  # fmt: skip
     if rows:
         out["by_mode"] = {
-            mode: None if option is None else _option(question, found, option)
+            mode: None if option is None else _option(question, found, option, bands)
             for mode, option in found.by_mode.items()
         }
         out["sensitivity"] = [_change(c, found.options[0]) for c in changes]
@@ -58,7 +64,28 @@ def serving_plan_answer(
     return bare_tree(out)
 
 
-def _option(question: ServingQuestion, found: ServingFound, option: Option) -> dict[str, Any]:
+def _bands(found: ServingFound) -> _Bands:
+    """Of all instances that are shown."""
+    shown: dict[str, list[Instance]] = {}
+    for option in (*found.options, *found.by_mode.values()):
+        if option is not None:
+            shown.setdefault(option.mode, []).extend(pool.instance for pool in option.pools)
+    return serving_bands(found, shown)
+
+
+def _band(found: ServingFound, option: Option, bands: _Bands) -> dict[str, list[float]]:
+    """TTFT of the first pool, with what sending the cache takes, and TPOT of the last."""
+    first, last = option.pools[0].instance, option.pools[-1].instance
+    sent = float(found.transfers[first.job][first.row]) if len(option.pools) > 1 else 0.0
+    return {
+        "ttft": [seconds + sent for seconds in bands[option.mode, first]["ttft"]],
+        "tpot": bands[option.mode, last]["tpot"],
+    }
+
+
+def _option(
+    question: ServingQuestion, found: ServingFound, option: Option, bands: _Bands
+) -> dict[str, Any]:
     """One way to carry the requests: its pools, latencies and what it costs."""
     demand = found.demand
     pools = [_pool(question, found, option, i) for i in range(len(option.pools))]
@@ -70,6 +97,7 @@ def _option(question: ServingQuestion, found: ServingFound, option: Option) -> d
         "gpus": option.gpus,
         "ttft": option.ttft,
         "tpot": option.tpot,
+        "band": _band(found, option, bands),
         "output_tokens_per_second_per_gpu": output / 3600 / option.gpus,
         "dollars_per_hour": hourly,
         "dollars_per_million_output": hourly / output * 1e6,

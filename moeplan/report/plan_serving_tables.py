@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from moeplan.plan.options import gpus_of
 from moeplan.report.layout_tables import assumption_table
+from moeplan.report.plan_tables import of_ops_alone, within
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_count, fmt_time
 
@@ -43,14 +45,24 @@ def _head(a: Answer) -> Table:
         best = a["best"][0]
         cost = best["dollars_per_hour"]
         notes.append(
-            f"best: {best['gpus']:,} GPUs, {_ways(best)}: TTFT {fmt_time(best['ttft'])}, TPOT "
-            f"{fmt_time(best['tpot'])}"
-            + (f", ${cost:,.2f} an hour" if cost is not None else "")
+            f"best: {gpus_of(best['gpus'])}, {_ways(best)}: TTFT {_banded(best, 'ttft')}, TPOT "
+            f"{_banded(best, 'tpot')}, by the band of the ops"
+            + (f"; ${cost:,.2f} an hour" if cost is not None else "")
             + f"; binds: {best['binds']}"
         )
+        for name, word in (("ttft", "TTFT"), ("tpot", "TPOT")):
+            shares = [end / best[name] for end in best["band"][name]]
+            notes += within(f"{word} limit", want[name], best[name], shares, fmt_time)
+        notes += of_ops_alone(a["stack"], training=False)
     else:
         notes += _nothing(a)
     return Table(f"{a['model']}: serving on {a['cluster']['gpu']}", [], notes=notes)
+
+
+def _banded(row: Mapping[str, Any], name: str) -> str:
+    """A time with its band."""
+    fast, slow = row["band"][name]
+    return f"{fmt_time(row[name])} ({fmt_time(fast)} to {fmt_time(slow)})"
 
 
 def _ways(option: Mapping[str, Any]) -> str:
@@ -70,7 +82,7 @@ def _nothing(a: Answer) -> list[str]:
         need, cap = found["least_memory"] / 2**30, a["cluster"]["memory"] / 2**30
         return [
             f"NOTHING FITS: weights, overheads and one sequence take {need:,.1f} GiB of "
-            f"{cap:,.1f} GiB on the instance that needs least, {found['size']} GPUs with "
+            f"{cap:,.1f} GiB on the instance that needs least, {gpus_of(found['size'])} with "
             f"{found['layout']}",
             "larger instances (--largest), fewer bits (--weights, --cache) or another GPU would do",
         ]
@@ -82,7 +94,7 @@ def _nothing(a: Answer) -> list[str]:
                 f"is {fmt_time(found[f'least_{name}'])}"
             )
     if not notes and want["gpus"]:
-        notes.append(f"NOTHING CARRIES THE REQUESTS on {want['gpus']:,} GPUs; leave --gpus out "
+        notes.append(f"NOTHING CARRIES THE REQUESTS on {gpus_of(want['gpus'])}; leave --gpus out "
                      "for the number that does")  # fmt: skip
     return notes or ["NOTHING MEETS both TTFT and TPOT on one instance"]
 
@@ -119,7 +131,7 @@ def _best(a: Answer) -> Table:
             table.notes.append(f"{mode}: no layout carries the requests within the limits")
         elif row != a["best"][0]:
             table.notes.append(
-                f"the best {mode}: {row['gpus']:,} GPUs, {_ways(row)}: TTFT "
+                f"the best {mode}: {gpus_of(row['gpus'])}, {_ways(row)}: TTFT "
                 f"{fmt_time(row['ttft'])}, TPOT {fmt_time(row['tpot'])}"
             )
     for pool in a["best"][0]["pools"]:
@@ -127,7 +139,8 @@ def _best(a: Answer) -> Table:
             others = "; ".join(pool["alike"][:3]) + ("; ..." if len(pool["alike"]) > 3 else "")
             role = "" if pool["role"] == "both" else f"{pool['role']}, "
             table.notes.append(f"alike ({role}as many GPUs, as fast): {others}")
-        table.notes.append(f"in full: {pool['command']}")
+        table.commands.append(pool["command"])
+    table.notes.append("the first in full:")
     return table
 
 

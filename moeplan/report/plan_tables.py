@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moeplan.report.layout_tables import STEP, assumption_table
@@ -92,15 +92,55 @@ def _head(a: Answer) -> Table:
         run = f", {_days(best['seconds'])} days" if job["tokens"] else ""
         if job["tokens"] and best["dollars"] is not None:
             run += f", {fmt_money(best['dollars'])}"
-        notes.append(
-            f"best: {degrees(best)}, {kind(best)}: {fmt_time(best['step'])} a step, MFU "
-            f"{best['mfu']:.1%}{run}; binds: {best['binds']}"
-        )
+        fast, slow = best["band"]
+        notes += [
+            f"best: {degrees(best)}, {kind(best)}: {fmt_time(best['step'])} a step "
+            f"({fmt_time(fast)} to {fmt_time(slow)} by the band of the ops), MFU "
+            f"{best['mfu']:.1%}{run}; binds: {best['binds']}",
+            *_near_limits(a),
+            *of_ops_alone(a["stack"], training=True),
+        ]
     else:
         notes += _nothing(a)
     if "sizing" in a:
         notes.append(a["sizing"]["said"])
     return Table(f"{a['model']}: training on {machine['name']}", [], notes=notes)
+
+
+def _near_limits(a: Answer) -> list[str]:
+    """A deadline and a budget that lie within the band: days and cost go with the step."""
+    best, sizing = a["best"][0], a.get("sizing", {})
+    shares = [end / best["step"] for end in best["band"]]
+    return [
+        *within("deadline", sizing.get("deadline"), best["seconds"], shares, fmt_time),
+        *within("budget", sizing.get("budget"), best["dollars"], shares, fmt_money),
+    ]
+
+
+def within(
+    what: str,
+    limit: float | None,
+    found: float | None,
+    shares: Sequence[float],
+    write: Callable[[float], str],
+) -> list[str]:
+    """A line where a limit lies within a figure's band: the figure times both shares."""
+    if limit is None or found is None:
+        return []
+    fast, slow = (found * share for share in shares)
+    if not fast < limit < slow:
+        return []
+    return [f"the {what} of {write(limit)} lies within the band: {write(fast)} to {write(slow)}"]
+
+
+def of_ops_alone(stack: str, *, training: bool) -> list[str]:
+    """What times leave out, where a stack adds nothing for the software around the ops."""
+    if stack not in ("calibrated", "kernels"):
+        return []
+    said = "times are of the ops alone: whole published runs took longer (docs/accuracy.md)"
+    if training and stack == "calibrated":
+        said += "; --stack megatron-bridge includes what that software adds"
+    return [said]
 
 
 def _nothing(a: Answer) -> list[str]:
@@ -150,8 +190,15 @@ def _best(a: Answer) -> Table:
         table.values.append((*bare, entry["behind"]))
     table.notes = [
         "degrees that are 1 are left out; alike: the same step and memory, listed by --json",
-        f"the first in full: {rows[0]['command']}",
+        "the first in full:",
     ]
+    table.commands = [rows[0]["command"]]
+    if left := a["left_out"]:
+        table.notes.insert(
+            1,
+            f"left out: {left} {'rows' if left > 1 else 'row'} that differ from one above in vpp "
+            "alone, and take less than 1% longer",
+        )
     alike = rows[0]["alike"]
     if alike:
         listed = "; ".join(degrees(other) for other in alike[:4])
@@ -179,8 +226,10 @@ def _parts(a: Answer) -> Table:
     table.total = ("step", fmt_time(best["step"]), "100.0%")
     table.values.append(("step", best["step"], 1))
     table.notes = [
-        f"between {fmt_time(best['step_lower'])} (every message under compute) and "
-        f"{fmt_time(best['step_upper'])} (none); memory: {_gib(best['memory_free'])} GiB free",
+        f"bounds: {fmt_time(best['step_lower'])} (all ops at the fast end of their bands, every "
+        f"message under compute) to {fmt_time(best['step_upper'])} (at the slow end, none under "
+        "compute)",
+        f"memory: {_gib(best['memory_free'])} GiB free",
     ]
     return table
 

@@ -10,6 +10,7 @@ from moeplan.arrays import np
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
 from moeplan.parallel import BINDS, TrainingPlan
+from moeplan.plan.bands import training_bands
 from moeplan.plan.sensitivity import Outcome, other_memory
 from moeplan.plan.sizing import Sized
 from moeplan.plan.training import Found, Row
@@ -43,7 +44,11 @@ def plan_answer(
     of GPUs that were searched.
     """
     plan = found.grid.plan
-    rows = [row(r, command(r.found.grid.plan.cluster)) for r in ranked]
+    bands = training_bands(ranked)
+    rows = [
+        {**row(r, command(r.found.grid.plan.cluster)), "band": band}
+        for r, band in zip(ranked, bands, strict=True)
+    ]
     measure = {"time": _per_token, "cost": _gpu_per_token, "gpus": _per_token}[by]
     for entry in rows:
         entry["behind"] = measure(entry) / measure(rows[0]) - 1
@@ -54,6 +59,7 @@ def plan_answer(
         "cluster": _cluster(plan, found.grid.gpus),
         "sizes": list(sizes),
         "job": {n: getattr(plan.job, n) for n in ("sequence", "tokens", "precision", "optimizer")},
+        "stack": plan.times.stack.name,
         "batch": found.grid.batch,
         "space": _space(found),
         "best": rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,7 +34,8 @@ class Column:
 class Table:
     """Rows of text under headings. notes stand below, a total row is set apart.
 
-    `values` holds the bare numbers of each row for CSV, where they differ from the text.
+    `values` holds the bare numbers of each row for CSV, where they differ from the text. commands:
+    what a shell runs, drawn last so that it can be copied.
     """
 
     title: str
@@ -42,6 +44,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     total: Sequence[str] | None = None
     values: list[Sequence[Any]] | None = None
+    commands: list[str] = field(default_factory=list)
 
     def all_rows(self) -> list[Sequence[str]]:
         """The rows with the total last."""
@@ -81,6 +84,9 @@ def print_tables(tables: Iterable[Table], console: Console) -> None:
         for note in table.notes:
             for line in _wrapped(note, console.width):
                 console.print(Text(line, style="dim"), soft_wrap=True)
+        for command in table.commands:
+            for line in command_lines(command, console.width):
+                console.print(Text(line), soft_wrap=True)
 
 
 _PARTS = re.compile(r"(?<=[-_./])(?=[A-Za-z{*])")  # where a name, and no number, may be broken
@@ -137,6 +143,18 @@ def _wrapped(note: str, width: int) -> list[str]:
     return wrapped or [""]
 
 
+def command_lines(command: str, width: int) -> list[str]:
+    """A command in lines that a shell joins again; a word wider than a line stays whole."""
+    lines = [""]
+    for word in map(shlex.quote, shlex.split(command)):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and len(longer) > width - 2:  # room for the backslash
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
 def to_markdown(tables: Iterable[Table]) -> str:
     """GitHub-flavoured Markdown, one heading a table."""
     out: list[str] = []
@@ -151,6 +169,8 @@ def to_markdown(tables: Iterable[Table]) -> str:
             out.append("")
         out += [f"- {note}" for note in table.notes]
         out += [""] if table.notes else []
+        if table.commands:
+            out += ["```sh", *table.commands, "```", ""]
     return "\n".join(out).rstrip() + "\n"
 
 

@@ -140,3 +140,17 @@ class TestRules:
 def test_a_layout_without_a_batch_fills_the_pipeline():
     assert Layout(pp=4, dp=8, microbatch=2).batch == 64
     assert replace(Layout(pp=4, dp=8), batch=32).values["m"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("recompute=selective:norm+activation+up_projection", "recompute=selective"),
+        ("recompute=selective", "recompute=selective"),
+        ("recompute=selective:up_projection", "recompute=selective:up_projection"),
+    ],
+)
+def test_usual_groups_of_recomputation_are_not_repeated(given, shown):
+    layout = Layout.parse(f"{given},batch=8")
+    assert str(layout) == f"batch=8,{shown}"
+    assert Layout.parse(str(layout)).selective == layout.selective

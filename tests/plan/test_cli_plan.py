@@ -146,6 +146,50 @@ def test_a_saved_row_is_read_back(run, tmp_path, arguments):
         assert chosen.answer()["pool"]["requests_per_second"] >= 5 * (1 - 1e-9)
 
 
+def test_bands_are_those_of_layout():
+    for row in tree(*TRAIN)["best"][::4]:
+        full = tree(*shlex.split(row["command"])[1:])
+        assert full["band"]["step"] == pytest.approx(row["band"])
+        assert row["band"][0] < row["step"] < row["band"][1]
+    for row in tree(*SERVE)["by_mode"].values():
+        last = row["pools"][-1]
+        full = tree(*shlex.split(last["command"])[1:])
+        assert full["band"]["tpot"] == pytest.approx(row["band"]["tpot"])
+        assert row["band"]["ttft"][0] < row["ttft"] < row["band"]["ttft"][1]
+
+
+def test_limits_within_the_band_are_named(run):
+    low, high = tree(*SERVE)["best"][0]["band"]["tpot"]
+    assert low < 0.05 < high
+    words = " ".join(run(*SERVE, "--no-sensitivity").out.split())
+    assert "the TPOT limit of 50.00 ms lies within the band" in words
+    assert "TTFT limit" not in words
+    assert "times are of the ops alone" in words
+    bare = " ".join(run(*TRAIN, "--no-sensitivity", "--stack", "megatron-bridge").out.split())
+    assert "times are of the ops alone" not in bare
+
+
+def test_rows_differ_in_more_than_chunks():
+    answer = tree(*TRAIN, "--schedule", "interleaved", "--no-sensitivity")
+    rows = answer["best"]
+    for i, row in enumerate(rows):
+        for above in rows[:i]:
+            same = all(row[n] == above[n] for n in ("tp", "cp", "pp", "dp", "ep", "etp", "zero",
+                       "microbatch", "schedule", "recompute"))  # fmt: skip
+            assert not same or row["step"] >= 1.01 * above["step"]
+    assert answer["left_out"] > 0
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_the_command_is_one_that_a_shell_joins(run, columns):
+    quick = (*TRAIN, "--schedule", "interleaved", "--no-sensitivity")
+    _, _, rest = run(*quick, columns=columns).out.partition("the first in full:\n")
+    shown = rest.partition("\n\n")[0]
+    assert all(line.endswith(" \\") for line in shown.splitlines()[:-1])
+    command = shown.replace("\\\n", "")
+    assert shlex.split(command) == shlex.split(tree(*quick)["best"][0]["command"])
+
+
 # --------------------------------------------------------------------------------------- outputs
 @pytest.mark.parametrize("arguments", [TRAIN, QUICK, (*DENSE, "--explain", "--pick", "2")])
 @pytest.mark.parametrize("output", [(), ("--csv",), ("--markdown",)])
@@ -154,7 +198,7 @@ def test_outputs(run, arguments, output):
     assert (done.code, done.err) == (0, "")
     assert "nan" not in done.out
     if not output:
-        widths = [len(line) for line in done.out.splitlines() if "schedule=" not in line]
+        widths = [len(line) for line in done.out.splitlines() if "batch=" not in line]
         assert max(widths) <= 80
     if output == ("--csv",):
         assert all(len(row) >= 3 for row in csv.reader(io.StringIO(done.out)))
@@ -188,7 +232,11 @@ def test_what_was_searched_stands_in_the_output(run):
         (("train", "mixtral", "--cluster", "h100", "--gpus", "1"),
          ("NOTHING FITS", "GiB too much", "16 GPUs would do")),
         (("train", "mixtral", "--cluster", "h100", "--gpus", "64", "--tp", "3"),
-         ("NOTHING IS LEGAL", "tp=[3]")),
+         ("NOTHING IS LEGAL: tp=3 does not divide the 64 GPUs",)),
+        (("train", "mixtral", "--cluster", "h100", "--gpus", "64", "--ep", "3,16"),
+         ("ep=3 does not divide the 8 experts, ep=16 does not divide the 8 experts",)),
+        (("train", "mixtral", "--cluster", "h100x64", "--fix", "tp=4,pp=8,ep=8,etp=16"),
+         ("under --tp 4 --pp 8 --ep 8 --etp 16; without --etp there",)),
         (("train", "mixtral", "--cluster", "h100", "--gpus", "16", "--gbs", "7", "--dp", "7"),
          ("NOTHING IS LEGAL",)),
         (("train", "mixtral", "--cluster", "h100", "--gpus", "16", "--gbs", "64", "--fix",
@@ -228,6 +276,7 @@ def test_nothing_says_what_would(run, arguments, expected):
         ((*TRAIN[1:], "--fix", "tpp=1"), "unknown name 'tpp'"),
         ((*TRAIN[1:], "--fix", "tp"), "name=value"),
         ((*TRAIN[1:], "--tp", "1", "--fix", "tp=2"), "given twice"),
+        ((*TRAIN[1:], "--save", "absent/t.toml"), "there is no folder absent"),
         ((*TRAIN[1:], "--zero", "4"), "must be 0, 1, 2 or 3"),
         ((*TRAIN[1:], "--stack", "kernel"), "did you mean 'kernels'"),
         ((*TRAIN[1:], "--json", "--csv"), "exclude each other"),

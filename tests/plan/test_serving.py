@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,8 +17,10 @@ from moeplan.cluster.layout import Layout
 from moeplan.cluster.rules import legal
 from moeplan.load import load_preset
 from moeplan.parallel import ServingJob, ServingPlan
-from moeplan.plan.ask_serving import ServingQuestion, serving_changes, serving_front
+from moeplan.plan.ask_serving import ServingQuestion, serving_front
+from moeplan.plan.sensitivity import scaled
 from moeplan.plan.serving import Demand, search_serving
+from moeplan.plan.serving_changes import serving_changes
 
 LENGTHS = {"input": 2000, "output": 500}
 
@@ -165,6 +168,10 @@ def test_a_front_and_changes_follow_from_single_evaluations():
         assert (a["tpot"], a["output_tokens_per_second_per_gpu"]) == pytest.approx((p.tpot, p.rate))
     changes = {c.name: c.gpus for c in serving_changes(question, found)}
     best = found.options[0].gpus
+    machine = found.cluster  # what was not searched again could not have won
+    slow = replace(machine.gpu, memory_bandwidth=scaled(machine.gpu.memory_bandwidth, 0.8))
+    whole = question.under(replace(machine, gpu=slow), question.jobs, (2, 4))
+    assert changes["memory bandwidth -20%"] == whole.options[0].gpus
     for name, gpus in changes.items():
         better = "+" in name
         assert gpus is None or (gpus <= best if better else gpus >= best), name
