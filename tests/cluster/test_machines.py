@@ -137,7 +137,7 @@ def test_a_machine_can_be_any_number_of_domains_or_part_of_one():
         ("h100", r"did you mean 'h100x8'"),
         ("gb200-nvl27", r"did you mean 'gb200-nvl72'"),
         ("h100x12", "12 GPUs do not fill domains of 8"),
-        ("h100x0", "write <gpu>x<count>"),
+        ("h100x0", "a count is 1 or more"),
         ("h10x8", r"no GPU 'h10'.*did you mean"),
         ("tpu-v5px8", "machines joined by 'ici' are not described"),
         ("rtx4090", "write <gpu>x<count>"),
