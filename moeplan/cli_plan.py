@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +24,7 @@ from moeplan.cli_options import (
     PresetOption,
     Price,
 )
+from moeplan.cli_plan_show import Shown, check_save, searching, show_plan
 from moeplan.errors import UserError, near_miss
 from moeplan.units import parse
 
@@ -178,11 +177,11 @@ def train(
         named=_named(model, preset, config),
         options=_repeated(job),
     )
-    _check_save(save)
+    check_save(save)
     sized = bool(limits) or (by == "gpus" and not question.counts)  # tells each size itself
-    with _searching("" if sized else "layouts"):
+    with searching("" if sized else "layouts"):
         answer = ask(question)
-    _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
+    show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
 
 @app.command()
@@ -305,10 +304,10 @@ def serve(
         sensitivity=sensitivity,
     )
     output = _output(as_json, markdown, as_csv)
-    _check_save(save)
-    with _searching("instances"):
+    check_save(save)
+    with searching("instances"):
         answer = ask_serving(question)
-    _show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
+    show_plan(answer, Shown(output, top, pick, explain, plot, save, export))
 
 
 def _serving_jobs(
@@ -339,92 +338,6 @@ def _rate(text: str) -> float:
     if not 0 < rate <= 1e9:
         raise UserError(f"--rps is {text}, and must be above 0 and at most 10^9")
     return rate
-
-
-class Shown(NamedTuple):
-    """How an answer is shown: the output, its rows, the picked row, and files to write."""
-
-    output: str
-    top: int
-    pick: int
-    explain: bool
-    plot: Path | None
-    save: Path | None
-    export: str | None
-
-
-def _show_plan(answer: Any, how: Shown) -> None:
-    """Print an answer's tables, draw its front, show and save the picked row."""
-    from moeplan.cli import _print_json, _show
-    from moeplan.report.plan_serving_tables import serving_plan_tables
-    from moeplan.report.plan_tables import plan_tables
-
-    tree = answer.tree
-    rows = len(tree["best"])
-    if how.pick > max(1, rows):
-        raise UserError(f"--pick is {how.pick}, and there are {rows} layouts that fit")
-    tree = {**tree, "best": tree["best"][: how.top]}
-    if how.plot is not None:
-        from moeplan.report.plots.front import draw_front
-
-        for path in draw_front(tree, how.plot):
-            print(path, file=sys.stderr)
-    exported = _exported(how.export, answer, how) if how.export is not None and rows else None
-    full = answer.full(how.pick - 1) if how.explain and rows else ()
-    if how.output == "json":
-        more = {"picked": list(full)} if full else {}
-        if exported is not None:
-            more["export"] = exported.document()
-        _print_json({**tree, **more})
-        exported = None
-    else:
-        tables = plan_tables if tree["kind"] == "training plan" else serving_plan_tables
-        _show(tables(tree), how.output)
-        for one in full:
-            from moeplan.report.layout_tables import layout_tables
-
-            if how.output == "rich":
-                print()
-            _show(layout_tables(one), how.output)
-    if not rows:
-        raise typer.Exit(1)
-    if exported is not None:
-        sys.stdout.write(f"\n{exported.text()}")
-    if how.save is not None:
-        answer.chosen(how.pick - 1).save(how.save)
-        print(how.save, file=sys.stderr)
-
-
-def _check_save(path: Path | None) -> None:
-    if path is not None:
-        from moeplan.plan.planfile import check_writable
-
-        check_writable(path)
-
-
-@contextmanager
-def _searching(what: str) -> Iterator[None]:
-    """A line at a terminal while a search runs; nothing elsewhere, or where `what` is empty.
-
-    No spinner: its thread must not run while workers are forked.
-    """
-    shown = bool(what) and sys.stderr.isatty()
-    if shown:
-        print(f"searching {what} ...", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if shown:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-
-
-def _exported(engine: str, answer: Any, how: Shown) -> Any:
-    """The picked row for an engine; a table in another form cannot hold a script."""
-    from moeplan.plan.export import export
-
-    if how.output in ("csv", "md"):
-        raise UserError("--export prints a script: it goes with the usual output or --json")
-    return export(engine, answer.chosen(how.pick - 1))
 
 
 def training_job(found: Mapping[str, Any]) -> Any:

@@ -47,7 +47,7 @@ Recompute: TypeAlias = Literal["none", "selective", "full"]
 expansions), or whole layers from their inputs. "selective" may name groups: selective:norm+..."""
 
 Overlap: TypeAlias = Literal["none", "usual", "all-to-all", "dualpipe"]
-"""Which messages run under compute; see `moeplan.parallel.step.OVERLAPS`."""
+"""Which messages run under compute; see `moeplan.parallel.costs.HIDDEN`."""
 
 Order: TypeAlias = Literal["tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp"]
 """Ranks from the fastest varying degree to the slowest, as Megatron-LM names them."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from moeplan.arrays import np
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
+from moeplan.parallel.costs import COLUMNS
 from moeplan.parallel.ranksums import Looked, RankSums
 from moeplan.parallel.stages import Rank, places, ranks
-from moeplan.parallel.table import COLUMNS
 
 if TYPE_CHECKING:
     from moeplan.parallel.training import TrainingPlan

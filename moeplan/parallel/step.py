@@ -13,11 +13,11 @@ from moeplan.calc import add, calc, value
 from moeplan.cluster.layout import Layout, Schedule
 from moeplan.cluster.network import Collective, Network, strides
 from moeplan.estimation.memory import Optimizer
+from moeplan.parallel.costs import HIDDEN
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.memory import MEMORY_PARTS, owned, rank_memory
 from moeplan.parallel.ranksums import RankSums, argmax, take
 from moeplan.parallel.schedule import bubble
-from moeplan.parallel.table import HIDDEN
 from moeplan.parallel.traffic import Message, collective
 
 __all__ = [

@@ -17,6 +17,7 @@ from moeplan.estimation.memory import optimizer_named
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.parallel.account import account_named
+from moeplan.parallel.costs import PieceCost
 from moeplan.parallel.divide import Degrees, Divided, widths
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.lookup import CHUNK, Tables, piece_counts, some
@@ -24,7 +25,7 @@ from moeplan.parallel.optime import RowTimes, row_times
 from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
 from moeplan.parallel.stages import Pieces, Rank, places, ranks
 from moeplan.parallel.step import StepInputs, training_step
-from moeplan.parallel.table import Coster, PieceCost
+from moeplan.parallel.table import Coster
 from moeplan.parallel.views import message_rows, rank_rows
 from moeplan.quantity import Number, Quantity, Source, plain
 from moeplan.units import parse

@@ -27,9 +27,9 @@ from moeplan.parallel import (
     model_speed_limit,
 )
 from moeplan.parallel.account import account_named
+from moeplan.parallel.costs import HIDDEN
 from moeplan.parallel.limits import cache_transfer, disaggregate
 from moeplan.parallel.optime import AtBound, RowTimes
-from moeplan.parallel.table import HIDDEN
 from moeplan.quantity import Quantity, plain
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 
 from moeplan.cluster.layout import Layout
+from moeplan.parallel.costs import HIDDEN
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.stages import divide_layers
-from moeplan.parallel.table import HIDDEN
 from moeplan.plan.export.engine import Arguments, Exported, Refusals, Subject, continued
 from moeplan.plan.export.megatron_model import model_arguments
 from moeplan.quantity import plain
