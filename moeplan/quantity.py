@@ -196,10 +196,14 @@ class Quantity:
             note=self.note,
         )
 
-    def assumptions(self) -> list[Quantity]:
-        """Every assumed input below this quantity, each once."""
+    def assumptions(self, visited: set[int] | None = None) -> list[Quantity]:
+        """Every assumed input below this quantity, each once.
+
+        visited: quantities (by id) that are left out, and to which those of this walk are added.
+        """
         seen: dict[tuple[str, Source], Quantity] = {}
-        stack, visited = [self], set[int]()
+        visited = set() if visited is None else visited
+        stack = [self]
         while stack:
             here = stack.pop()
             if id(here) in visited:

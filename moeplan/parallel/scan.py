@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moeplan.arrays import np
 from moeplan.cluster.layout import Layout
+from moeplan.parallel.costs import PieceCost
 from moeplan.parallel.lookup import piece_counts, some
 from moeplan.parallel.memory import with_overheads
 from moeplan.parallel.ranksums import Looked, largest
 from moeplan.parallel.stages import Rank, leading, ranks
 from moeplan.parallel.step import StateBytes, step_time, used_bytes
-from moeplan.workers import spread
+from moeplan.workers import shared_zeros, spread
 
 if TYPE_CHECKING:
     from moeplan.parallel.training import TrainingPlan
@@ -35,19 +36,32 @@ class PieceTable:
     """Numbers of SCANNED by column, piece and combination of degrees (tp, cp, ep, etp, mb)."""
 
     def __init__(self, pieces: int, rows: int) -> None:
-        self.numbers: list[list[Any]] = [[None] * pieces for _ in SCANNED]
+        self.numbers: list[list[Any]] = [
+            [shared_zeros(rows) for _ in range(pieces)] for _ in SCANNED
+        ]
         self.rows = rows
 
-    def put(self, start: int, costs: Sequence[Sequence[Any]]) -> None:
-        """Keep the numbers, by piece and column, of the combinations from `start` on."""
+    def put(self, start: int, costs: Sequence[PieceCost]) -> Any:
+        """Keep the costs of pieces of the combinations from `start` on: in arrays that are here.
+
+        Returns by column and piece whether there was anything but zero.
+        """
         stop = min(start + _ROWS, self.rows)
-        for k, numbers in enumerate(costs):
-            for q, number in enumerate(numbers):
-                if self.numbers[q][k] is None:
-                    if np.ndim(number) == 0 and not number:
-                        continue
-                    self.numbers[q][k] = np.zeros(self.rows)
-                self.numbers[q][k][start:stop] = number
+        used = np.zeros((len(SCANNED), len(costs)), bool)
+        for k, cost in enumerate(costs):
+            for q, name in enumerate(SCANNED):
+                number = cost.numbers[name]
+                used[q, k] = np.ndim(number) > 0 or number != 0
+                if used[q, k]:
+                    self.numbers[q][k][start:stop] = number
+        return used
+
+    def keep(self, used: Any) -> None:
+        """Forget the arrays that hold nothing but zeros."""
+        self.numbers = [
+            [array if used[q, k] else None for k, array in enumerate(row)]
+            for q, row in enumerate(self.numbers)
+        ]
 
 
 def fill_tables(
@@ -62,20 +76,18 @@ def fill_tables(
     tables = [PieceTable(len(plan.pieces.all), count) for _ in kinds]
     starts = range(0, count, _ROWS)
 
-    def costs(start: int) -> list[list[tuple[Any, ...]]]:
-        """Numbers by kind, piece and column."""
+    def fill(start: int) -> list[Any]:
         v = {name: a[start : start + _ROWS] for name, a in degrees.items()}
         coster = plan.coster(kinds[0], v)
-        found = []
-        for layout in kinds:
+        used = []
+        for table, layout in zip(tables, kinds, strict=True):
             own = coster.under(layout, bounds=False)
-            numbers = [own.cost(piece).numbers for piece in plan.pieces.all]
-            found.append([tuple(n[name] for name in SCANNED) for n in numbers])
-        return found
+            used.append(table.put(start, [own.cost(piece) for piece in plan.pieces.all]))
+        return used
 
-    for start, found in zip(starts, spread(costs, starts, workers), strict=True):
-        for table, own in zip(tables, found, strict=True):
-            table.put(start, own)
+    every = list(spread(fill, starts, workers))
+    for i, table in enumerate(tables):
+        table.keep(np.any([used[i] for used in every], axis=0))
     return tables
 
 

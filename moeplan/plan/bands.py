@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from moeplan.arrays import np
 from moeplan.cluster.layout import NUMBERS, Layout
@@ -14,14 +14,18 @@ from moeplan.plan.serving import DEGREES, Instance, ServingFound
 from moeplan.plan.training import Row
 from moeplan.quantity import plain
 
-__all__ = ["serving_bands", "training_bands"]
+__all__ = ["serving_bands", "training_rows"]
 
 _ENDS: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
 
 
-def training_bands(rows: Sequence[Row]) -> list[list[float]]:
-    """Seconds of each row's step at the fast and at the slow end; rows of a kind at once."""
-    out = np.empty((len(_ENDS), len(rows)))
+def training_rows(rows: Sequence[Row]) -> list[tuple[dict[str, Any], list[float]]]:
+    """Each row's numbers, and seconds of its step at the fast and at the slow end of the bands.
+
+    Rows of a kind are evaluated at once.
+    """
+    numbers: list[dict[str, Any]] = [{} for _ in rows]
+    bands = np.empty((len(rows), len(_ENDS)))
     searches = {id(row.found): row.found for row in rows}
     for found in searches.values():
         plan, gpus = found.grid.plan, found.grid.gpus
@@ -32,14 +36,20 @@ def training_bands(rows: Sequence[Row]) -> list[list[float]]:
             alike.setdefault(str(kinds), []).append(i)
         many = [_many([rows[i].layout for i in places]) for places in alike.values()]
         degrees = _many([rows[i].layout for i in here])
-        for end, bound in enumerate(_ENDS):
-            times = AtBound(plan.times, bound)
-            own = TrainingPlan(plan.spec, plan.cluster, plan.job, times=times)
+        for end in (None, *_ENDS):
+            own = plan
+            if end is not None:
+                times = AtBound(plan.times, end)
+                own = TrainingPlan(plan.spec, plan.cluster, plan.job, times=times)
             own.prepare(many, {name: getattr(degrees, name) for name in NUMBERS})
             for layout, places in zip(many, alike.values(), strict=True):
-                out[end, places] = own.evaluate(layout, gpus)["step"]
-    bands: list[list[float]] = out.T.tolist()
-    return bands
+                answer = own.evaluate(layout, gpus)
+                if end is not None:
+                    bands[places, _ENDS.index(end)] = answer["step"]
+                    continue
+                for at, i in enumerate(places):
+                    numbers[i] = {name: array[at].item() for name, array in answer.items()}
+    return list(zip(numbers, bands.tolist(), strict=True))
 
 
 def _many(layouts: Sequence[Layout]) -> Layout:

@@ -305,8 +305,9 @@ def assumed(found: Mapping[str, Any], times: RowTimes, more: list[str]) -> list[
     known = times.sources()
     told += [f"{about}; {why}" for about, why in known.items()]
     seen: dict[str, Quantity] = {}
+    visited: set[int] = set()
     for number in found.values():
-        for assumed in number.assumptions() if isinstance(number, Quantity) else ():
+        for assumed in number.assumptions(visited) if isinstance(number, Quantity) else ():
             assert assumed.source is not None
             where = assumed.source.where
             if not (where.startswith(f"stack {times.stack.name}:") or where in known.values()):

@@ -10,7 +10,7 @@ from moeplan.arrays import np
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
 from moeplan.parallel import BINDS, TrainingPlan
-from moeplan.plan.bands import training_bands
+from moeplan.plan.bands import training_rows
 from moeplan.plan.sensitivity import Outcome, other_memory
 from moeplan.plan.sizing import Sized
 from moeplan.plan.training import Found, Row
@@ -44,10 +44,9 @@ def plan_answer(
     of GPUs that were searched.
     """
     plan = found.grid.plan
-    bands = training_bands(ranked)
     rows = [
-        {**row(r, command(r.found.grid.plan.cluster)), "band": band}
-        for r, band in zip(ranked, bands, strict=True)
+        {**row(r, answer, command(r.found.grid.plan.cluster)), "band": band}
+        for r, (answer, band) in zip(ranked, training_rows(ranked), strict=True)
     ]
     measure = {"time": _per_token, "cost": _gpu_per_token, "gpus": _per_token}[by]
     for entry in rows:
@@ -95,17 +94,15 @@ def _assumptions(plan: TrainingPlan, layout: Layout, gpus: int) -> list[dict[str
     return assumed(numbers, plan.times, more)
 
 
-def row(ranked: Row, reproduce: str) -> dict[str, Any]:
+def row(ranked: Row, answer: Mapping[str, Any], reproduce: str) -> dict[str, Any]:
     """One layout with its numbers, parts of its step, and the command that shows it all.
 
     alike: layouts of equal step and memory.
     """
-    layout, grid = ranked.layout, ranked.found.grid
-    plan, gpus = grid.plan, grid.gpus
-    answer = plan.evaluate(layout, gpus)
+    layout = ranked.layout
     parts = {name: answer[f"time_{name}"] for name in PARTS}
     return {
-        "gpus": gpus,
+        "gpus": ranked.found.grid.gpus,
         **describe(layout),
         **{name: answer[name] for name in _NUMBERS},
         "binds": BINDS[answer["binds"]],
