@@ -7,8 +7,8 @@ from moeplan.cluster.hardware import cluster
 from moeplan.cluster.layout import Layout
 from moeplan.load import load_preset
 from moeplan.parallel import Overheads, TrainingJob, TrainingPlan
-from moeplan.parallel.optime import STACKS
 from moeplan.parallel.costs import HIDDEN
+from moeplan.parallel.optime import STACKS
 
 __all__: list[str] = []
 
