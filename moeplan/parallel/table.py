@@ -22,7 +22,7 @@ from moeplan.parallel.stages import Piece
 from moeplan.parallel.traffic import ACTIVATION_BYTES, ExchangeFormats, Message, messages
 from moeplan.quantity import Quantity, Source
 
-__all__ = ["Coster", "piece_cost"]
+__all__ = ["Coster"]
 
 _TAKEN = Quantity.given(
     20 / 132, "", "taken", Source("assumed", "20 of 132 multiprocessors send (arXiv 2412.19437)")
@@ -351,8 +351,3 @@ def _sent(sent: list[Message], tier: str, full: bool) -> Any:
             size=getattr(message, tier),
         )
     return add(parts, "B")
-
-
-def piece_cost(coster: Coster, piece: Piece) -> PieceCost:
-    """All numbers of a piece (the function that tables are made with)."""
-    return coster.cost(piece)

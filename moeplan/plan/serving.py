@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from moeplan.arrays import np
-from moeplan.calc import value
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import ServingJob, ServingPlan
+from moeplan.parallel.limits import cache_transfer
 from moeplan.plan.grid import divisors, domain_of
 from moeplan.quantity import plain
 
@@ -189,8 +189,7 @@ def _transfer(plan: ServingPlan, answer: Mapping[str, Any]) -> Any:
     """Seconds at most in which a GPU sends its part of a request's cache to another pool."""
     if "memory_cache_per_sequence" not in answer:
         return np.empty(0)
-    link = plan.net.out if plan.net.out is not None else plan.net.up
-    return answer["memory_cache_per_sequence"] / value(link)
+    return cache_transfer(plan.net, answer["memory_cache_per_sequence"])
 
 
 def _key(by: str) -> Any:
