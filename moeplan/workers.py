@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from moeplan.arrays import np
-
-__all__ = ["processors", "shared_zeros", "spread"]
+__all__ = ["processors", "spread"]
 
 T = TypeVar("T")
 
@@ -40,11 +37,6 @@ def spread(call: Callable[[Any], T], given: Sequence[Any], workers: int) -> Iter
             yield from pool.map(_run, [key] * len(given), given)
     finally:
         del _calls[key]
-
-
-def shared_zeros(size: int) -> Any:
-    """An array of `size` zeros that processes forked later read and write as well."""
-    return np.frombuffer(mmap.mmap(-1, 8 * size), np.float64)
 
 
 def _executor(workers: int) -> Executor:

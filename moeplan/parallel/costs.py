@@ -76,13 +76,12 @@ class RowCost(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """Rows with their ops, messages, kept tensors with bytes, parameters, buffer of a piece."""
+    """Rows with their ops, messages, kept tensors with bytes of a piece, and sums by name."""
 
     rows: list[tuple[Op, RowCost]]
     sent: list[Message]
     kept: list[tuple[Kept, Any]]
-    parameters: dict[str, Any]
-    buffer: Any
+    sums: dict[str, Any]
 
 
 @dataclass

@@ -68,7 +68,7 @@ class Degrees:
 
     B: sequences of a microbatch. S: new tokens of each. C: its context. sp: sequence parallelism
     (kind). imbalance: (token, expert) pairs of the most loaded GPU over the mean. explained: keep
-    quantities.
+    quantities. share: B/(cp·tp), where it is known to vary along fewer axes than these.
     """
 
     tp: Any
@@ -82,6 +82,7 @@ class Degrees:
     sp: bool = True
     imbalance: Any = 1.0
     explained: bool = False
+    share: Any = None
 
 
 class OwnRow(NamedTuple):
@@ -123,17 +124,17 @@ class Divided:
 
     # ------------------------------------------------------------------------------- symbols
     @cached_property
-    def tokens(self) -> Any:
-        """Tokens of a microbatch on one GPU, where no weight is divided (sequence parallel)."""
+    def share(self) -> Any:
+        """Sequences of a microbatch on a GPU, where tp and cp divide them."""
         d = self.degrees
-        formula = "per(B*S, cp*tp)" if d.sp else "per(B*S, cp)"
-        return calc(formula, "tokens", B=d.B, S=d.S, cp=d.cp, **({"tp": d.tp} if d.sp else {}))
+        if d.share is not None:
+            return d.share
+        return calc("per(B, cp*tp)", "sequences", B=d.B, cp=d.cp, tp=d.tp)
 
     @cached_property
     def routed_tokens(self) -> Any:
         """Tokens whose (token, expert) pairs a GPU sends: those that it alone has."""
-        d = self.degrees
-        return calc("per(B*S, cp*tp)", "tokens", B=d.B, S=d.S, cp=d.cp, tp=d.tp)
+        return calc("share*S", "tokens", share=self.share, S=self.degrees.S)
 
     def scopes(self, block: Block) -> dict[str, Scope]:
         """The block's symbols in each of the three scopes."""
@@ -148,7 +149,7 @@ class Divided:
         tensor = {**spread, "B": calc("per(B, cp)", "sequences", B=d.B, cp=d.cp)}
         tokens = dict(tensor)
         if d.sp:
-            tokens["B"] = calc("per(B, cp*tp)", "sequences", B=d.B, cp=d.cp, tp=d.tp)
+            tokens["B"] = self.share
         for name in divides(block):
             tensor[name] = self._divide(name, own[name])
         scopes = {"tensor": tensor, "tokens": tokens}
@@ -169,13 +170,7 @@ class Divided:
     def _experts(self, block: MoE, symbols: dict[str, Any]) -> dict[str, Any]:
         d = self.degrees
         rows = calc(
-            "per(B*etp, cp*tp)*imbalance",
-            "sequences",
-            B=d.B,
-            etp=d.etp,
-            cp=d.cp,
-            tp=d.tp,
-            imbalance=d.imbalance,
+            "share*etp*imbalance", "sequences", share=self.share, etp=d.etp, imbalance=d.imbalance
         )
         each = {"each": symbols[block.each], "E": symbols["E"], "ep": d.ep, "S": d.S, "B": rows}
         # the tokens of all GPUs of the group may meet a GPU's experts

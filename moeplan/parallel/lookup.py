@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moeplan.arrays import np
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
+from moeplan.parallel.axes import DEGREES, Axes
 from moeplan.parallel.costs import COLUMNS
 from moeplan.parallel.ranksums import Looked, RankSums
 from moeplan.parallel.stages import Rank, places, ranks
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "Tables", "piece_counts", "some"]
 
 CHUNK = 32768  # layouts at a time: the arrays at work stay near the processor
-_TABLE_KEYS = ("tp", "cp", "ep", "etp", "microbatch")
 _RADIX = 1 << 12  # degrees and microbatches below 4096: five of them fit an int64
 _COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 
@@ -45,14 +45,14 @@ class Tables:
 
     def __init__(self, plan: TrainingPlan, layout: Layout) -> None:
         self.plan, self.layout = plan, layout
-        self.pieces = Index(len(_TABLE_KEYS))
+        self.pieces = Index(len(DEGREES))
         self.places = Index(3)
         self.numbers: Any = None
         self.rank_rows: list[Any] = []
 
     def prepare(self, v: dict[str, Any]) -> tuple[RankSums, Any]:
         """Sums for each different combination of both tables' rows, and each layout's place."""
-        rows = self.pieces.find([v[name] for name in _TABLE_KEYS], self._fill)
+        rows = self.pieces.find([v[name] for name in DEGREES], self._fill)
         rounds = 0 * v["pp"]
         if self.layout.schedule == "interleaved":
             rounds = np.where(v["m"] == v["pp"], 1.0, 3.0)
@@ -76,7 +76,7 @@ class Tables:
 
     def fill(self, v: dict[str, Any]) -> None:
         """Costs of pieces for these degrees, where they are not in the table yet."""
-        self.pieces.find([v[name] for name in _TABLE_KEYS], self._fill)
+        self.pieces.find([v[name] for name in DEGREES], self._fill)
 
     def _look(self, rows: Any, at: Any) -> Looked:
         """Both tables' rows."""
@@ -107,14 +107,14 @@ class Tables:
         )
 
     def _fill(self, keys: Any) -> None:
-        v = dict(zip(_TABLE_KEYS, keys.T, strict=True))
-        coster = self.plan.coster_again(self.layout, v, keys.tobytes())
+        axes = Axes.of(dict(zip(DEGREES, keys.T, strict=True)))
+        coster = self.plan.coster_again(self.layout, axes, keys.tobytes())
         costs = [coster.cost(piece) for piece in self.plan.pieces.all]
         n = len(keys)
         new = np.empty((len(COLUMNS), len(costs), n))
         for q, name in enumerate(COLUMNS):
             for k, cost in enumerate(costs):
-                new[q, k] = cost.numbers[name]
+                new[q, k] = axes.located.wide(cost.numbers[name])
         old = self.numbers
         self.numbers = new if old is None else np.concatenate([old, new], axis=2)
 

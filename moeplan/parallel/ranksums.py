@@ -31,6 +31,7 @@ class Looked:
 
     column(name, piece): a number of COLUMNS. held, alive: by deciding rank, then piece (None where
     no layout has any). depth, rank: by deciding rank. count: of each piece in the whole model.
+    wide: what puts sums of columns together, where they vary along axes.
     """
 
     column: Callable[[str, int], Any]
@@ -40,6 +41,7 @@ class Looked:
     rank: Sequence[Any]
     count: Sequence[Any]
     names: Sequence[str]
+    wide: Callable[[Any], Any] = lambda number: number
 
     def over(self, vector: Sequence[Any], name: str, unit: str) -> Any:
         """Sum over pieces of a vector's number times a column."""
@@ -48,7 +50,7 @@ class Looked:
             if times is not None:
                 each = self.column(name, k)
                 parts[self.names[k]] = calc("times*each", unit, times=times, each=each)
-        return add(parts, unit)
+        return self.wide(add(parts, unit))
 
     def largest(self, vector: Sequence[Any], name: str, unit: str) -> Any:
         """The largest of a column among the pieces that a rank holds."""
@@ -56,7 +58,7 @@ class Looked:
         for k, times in enumerate(vector):
             if times is None:
                 continue
-            each = self.column(name, k)
+            each = self.wide(self.column(name, k))
             if is_array(times):  # of layouts that do not all hold it
                 each = calc("min(1, times)*each", unit, times=times, each=each)
             parts.append(each)

@@ -10,85 +10,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moeplan.arrays import np
+from moeplan.arrays import is_array, np
 from moeplan.cluster.layout import Layout
-from moeplan.parallel.costs import PieceCost
+from moeplan.parallel.axes import Axes, Terms
 from moeplan.parallel.lookup import piece_counts, some
 from moeplan.parallel.memory import with_overheads
 from moeplan.parallel.ranksums import Looked, largest
-from moeplan.parallel.stages import Rank, leading, ranks
+from moeplan.parallel.stages import Piece, Rank, leading, ranks
 from moeplan.parallel.step import StateBytes, step_time, used_bytes
-from moeplan.workers import shared_zeros, spread
+from moeplan.parallel.table import Coster
 
 if TYPE_CHECKING:
     from moeplan.parallel.training import TrainingPlan
 
-__all__ = ["SCANNED", "PieceTable", "Place", "Scanned", "fill_tables", "memory_and_step"]
-
-SCANNED = ("dense", "experts", "kept", "workspace", "buffer", "time", "wgrad", "backward")
-"""The columns of pieces that memory and step time take."""
-
-_AT = {name: i for i, name in enumerate(SCANNED)}
-_ROWS = 8192  # combinations at a time, whose arrays stay near the processor
+__all__ = ["Place", "Scanned", "costers", "memory_and_step"]
 
 
-class PieceTable:
-    """Numbers of SCANNED by column, piece and combination of degrees (tp, cp, ep, etp, mb)."""
-
-    def __init__(self, pieces: int, rows: int) -> None:
-        self.numbers: list[list[Any]] = [
-            [shared_zeros(rows) for _ in range(pieces)] for _ in SCANNED
-        ]
-        self.rows = rows
-
-    def put(self, start: int, costs: Sequence[PieceCost]) -> Any:
-        """Keep the costs of pieces of the combinations from `start` on: in arrays that are here.
-
-        Returns by column and piece whether there was anything but zero.
-        """
-        stop = min(start + _ROWS, self.rows)
-        used = np.zeros((len(SCANNED), len(costs)), bool)
-        for k, cost in enumerate(costs):
-            for q, name in enumerate(SCANNED):
-                number = cost.numbers[name]
-                used[q, k] = np.ndim(number) > 0 or number != 0
-                if used[q, k]:
-                    self.numbers[q][k][start:stop] = number
-        return used
-
-    def keep(self, used: Any) -> None:
-        """Forget the arrays that hold nothing but zeros."""
-        self.numbers = [
-            [array if used[q, k] else None for k, array in enumerate(row)]
-            for q, row in enumerate(self.numbers)
-        ]
-
-
-def fill_tables(
-    plan: TrainingPlan, degrees: dict[str, Any], kinds: Sequence[Layout], workers: int = 1
-) -> list[PieceTable]:
-    """A table for each of some kinds, which share their sequence parallelism.
-
-    degrees: arrays of tp, cp, ep, etp and microbatch. What recomputation and overlap do not change
-    is computed once.
+def costers(plan: TrainingPlan, axes: Axes, kinds: Sequence[Layout]) -> list[Coster]:
+    """What costs the pieces of layouts on axes, for each of some kinds, which share their sequence
+    parallelism. What recomputation and overlap do not change is computed here, once.
     """
-    count = len(degrees["tp"])
-    tables = [PieceTable(len(plan.pieces.all), count) for _ in kinds]
-    starts = range(0, count, _ROWS)
-
-    def fill(start: int) -> list[Any]:
-        v = {name: a[start : start + _ROWS] for name, a in degrees.items()}
-        coster = plan.coster(kinds[0], v)
-        used = []
-        for table, layout in zip(tables, kinds, strict=True):
-            own = coster.under(layout, bounds=False)
-            used.append(table.put(start, [own.cost(piece) for piece in plan.pieces.all]))
-        return used
-
-    every = list(spread(fill, starts, workers))
-    for i, table in enumerate(tables):
-        table.keep(np.any([used[i] for used in every], axis=0))
-    return tables
+    first = plan.coster(kinds[0], axes.degrees, located=axes.located)
+    first.prepare(plan.pieces.all)
+    return [first.under(layout, bounds=False) for layout in kinds]
 
 
 class Place(NamedTuple):
@@ -108,8 +52,8 @@ class Scanned:
     """Layouts of one pp and kinds, with what neither chunks nor a model's pieces change.
 
     layout: the kinds. values: numbers by name: pp is one number, zero an array of shape (Z, 1), the
-    others of shape (G,). groups: `data_groups`. state: `state_bytes`, of shape (Z, G). row: each
-    layout's combination in `table`.
+    others of shape (G,). groups: `data_groups`. state: `state_bytes`, of shape (Z, G). coster: what
+    costs pieces for these layouts.
     """
 
     def __init__(
@@ -118,19 +62,18 @@ class Scanned:
         values: dict[str, Any],
         groups: dict[str, Any],
         state: StateBytes,
-        row: Any,
-        table: PieceTable,
+        coster: Coster,
+        pieces: Sequence[Piece],
     ) -> None:
         self.layout, self.values, self.groups, self.state = layout, values, groups, state
-        self.row, self.table = row, table
-        self._columns: dict[tuple[str, int], Any] = {}
+        self.costs = [coster.cost(piece).numbers for piece in pieces]
+        assert coster.located is not None
+        self.located = coster.located
 
     def column(self, name: str, k: int) -> Any:
         """A number of a piece for each layout."""
-        if (name, k) not in self._columns:
-            numbers = self.table.numbers[_AT[name]][k]
-            self._columns[name, k] = 0.0 if numbers is None else numbers.take(self.row)
-        return self._columns[name, k]
+        number = self.costs[k][name]
+        return Terms.of(number) if is_array(number) else number
 
     def looked(self, plan: TrainingPlan, place: Place) -> Looked:
         """The tables at a place."""
@@ -143,6 +86,7 @@ class Scanned:
             rank=[r.number for r in found],
             count=place.counts,
             names=[p.name for p in plan.pieces.all],
+            wide=self.located.wide,
         )
 
 

@@ -6,34 +6,45 @@ computed for each different combination once, and looked up by everything that f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from moeplan.calc import add, calc
 from moeplan.cluster.layout import Layout
 from moeplan.cluster.network import Network
-from moeplan.model.ops import Op
-from moeplan.parallel.costs import DROPPED_ROWS, HIDDEN, Alike, PieceCost, RowCost, dropped
+from moeplan.model.ops import Kept, Op
+from moeplan.parallel.axes import Located, Terms
+from moeplan.parallel.costs import DROPPED_ROWS, Alike, PieceCost, RowCost, dropped
 from moeplan.parallel.divide import Divided, OwnRow
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.optime import RowTimes, Seconds, Work
+from moeplan.parallel.piece_times import (
+    GROUPS,
+    WAYS,
+    bytes_sent,
+    message_seconds,
+    piece_times,
+)
 from moeplan.parallel.stages import Piece
 from moeplan.parallel.traffic import ACTIVATION_BYTES, ExchangeFormats, Message, messages
-from moeplan.quantity import Quantity, Source
 
 __all__ = ["Coster"]
 
-_TAKEN = Quantity.given(
-    20 / 132, "", "taken", Source("assumed", "20 of 132 multiprocessors send (arXiv 2412.19437)")
-)
+_HELD = ("dense", "experts", "kept", "workspace", "buffer", "up", "out")
+"""Numbers that are sums, of the piece's numbers."""
 
 _WIDE = ("router", "head")
 """Matmuls that stay in bf16 when training in fp8 (DeepSeek-V3, arXiv 2412.19437, 3.3.1)."""
 
 
 class Coster:
-    """Costs of pieces under one set of degrees."""
+    """Costs of pieces under one set of degrees: of one layout, or of many on axes.
+
+    Degrees on axes give sums that stay apart by what they vary along, and `located` says for which
+    layouts they are put together.
+    """
 
     def __init__(
         self,
@@ -43,12 +54,14 @@ class Coster:
         net: Network,
         times: RowTimes,
         gradient_bytes: int,
+        located: Located | None = None,
     ) -> None:
         self.own, self.layout, self.job, self.net, self.times = own, layout, job, net, times
-        self.gradient_bytes = gradient_bytes
+        self.gradient_bytes, self.located = gradient_bytes, located
         self.formats = ExchangeFormats(job.dispatch, job.combine, job.policy, job.imbalance)
         self.bounds = True
         self._made: dict[int, Alike] = {}
+        self._sums: dict[int, PieceCost] = {}
 
     def under(self, layout: Layout, *, bounds: bool = True) -> Coster:
         """The same degrees under other recomputation or overlap; what is alike is kept.
@@ -56,21 +69,59 @@ class Coster:
         bounds: add up bounds of times and bytes by tier too.
         """
         out = copy(self)
-        out.layout, out.bounds = layout, bounds
+        out.layout, out.bounds, out._sums = layout, bounds, {}
         return out
+
+    def at(self, located: Located) -> Coster:
+        """The same for other layouts on the axes."""
+        out = copy(self)
+        out.located = located
+        return out
+
+    def prepare(self, pieces: Iterable[Piece]) -> None:
+        """Make what all kinds share, before processes are forked that would each make it."""
+        for piece in pieces:
+            self._alike(piece)
 
     def _alike(self, piece: Piece) -> Alike:
         """What recomputation and overlap do not change, made once."""
         if id(piece) not in self._made:
             bare = piece.role == "copy"
-            self._made[id(piece)] = Alike(
-                [] if bare else [(row.op, self._row(row)) for row in self.own.rows(piece)],
-                [] if bare else messages(self.own, piece, self.net, self.formats, training=True),
-                [] if bare else list(self.own.kept(piece, self.job.kept == "fp8")),
-                self._parameters(piece),
-                self._buffer(piece),
+            rows = [] if bare else [(row.op, self._row(row)) for row in self.own.rows(piece)]
+            sent = (
+                [] if bare else messages(self.own, piece, self.net, self.formats, training=True)
             )
+            kept = [] if bare else list(self.own.kept(piece, self.job.kept == "fp8"))
+            self._made[id(piece)] = Alike(rows, sent, kept, self._common(piece, rows, sent, kept))
         return self._made[id(piece)]
+
+    def _add(self, parts: dict[str, Any], unit: str) -> Any:
+        return add(parts, unit) if self.located is None else Terms.of(*parts.values())
+
+    def _common(
+        self,
+        piece: Piece,
+        rows: list[tuple[Op, RowCost]],
+        sent: list[Message],
+        kept: list[tuple[Kept, Any]],
+    ) -> dict[str, Any]:
+        """Sums that all kinds share: parameters, bytes, seconds of rows and of messages."""
+        parts: dict[str, dict[str, Any]] = {"dense": {}, "experts": {}}
+        for i, (weight, group, elements) in enumerate(self.own.parameters(piece)):
+            parts[group][f"{weight.name} {i}"] = elements
+        out = {group: self._add(found, "parameters") for group, found in parts.items()}
+        out["total"] = self._add({f"{t.name} {i}": x for i, (t, x) in enumerate(kept)}, "B")
+        out["buffer"] = self._buffer(piece)
+        for name in ("forward", "input_gradient", "weight_gradient"):
+            out[name] = self._of_rows([row for _, row in rows], name)
+        for group, names in GROUPS.items():
+            for way in WAYS:
+                seconds = message_seconds(sent, names, "seconds", way)
+                out[f"{group} {way}"] = self._add(seconds, "s")
+        return out
+
+    def _of_rows(self, rows: list[RowCost], name: str) -> Any:
+        return self._add({f"{r.name} {i}": getattr(r, name) for i, r in enumerate(rows)}, "s")
 
     # --------------------------------------------------------------------------------- rows
     def rows(self, piece: Piece) -> Iterator[RowCost]:
@@ -147,60 +198,61 @@ class Coster:
     # --------------------------------------------------------------------------------- piece
     def cost(self, piece: Piece) -> PieceCost:
         """All numbers of a piece."""
+        if id(piece) not in self._sums:
+            self._sums[id(piece)] = self._summed(piece)
+        made = self._sums[id(piece)]
+        sums, located = made.numbers, self.located
+        moes = len(self.own.moes(piece)) if piece.role != "copy" else 0
+        held = {name: sums[name] for name in _HELD if name in sums}
+        taken = {name: x for name, x in sums.items() if name not in _HELD}
+        times = piece_times(
+            taken if located is None else located.together(taken),
+            self.layout,
+            self.times.stack,
+            moes,
+            explained=self.own.degrees.explained,
+        )
+        return replace(made, numbers={**held, **times})
+
+    def _summed(self, piece: Piece) -> PieceCost:
+        """A piece's rows, kept tensors and messages, and their sums."""
         alike = self._alike(piece)
-        rows, sent = list(self.rows(piece)), alike.sent
-        out = PieceCost({}, rows, [], sent)
-        n = out.numbers
-        n |= alike.parameters
-        n |= self._activations(piece, out)
-        n |= self._times(rows, sent)
-        self._wait(n, len(self.own.moes(piece)) if piece.role != "copy" else 0)
-        return out
+        rows, sums = list(self.rows(piece)), dict(alike.sums)
+        kept = list(self._kept(piece, alike.kept))
+        sums["again"] = self._of_rows(rows, "again")
+        sums["kept"] = self._add({f"{tensor.name} {i}": size for i, tensor, size in kept}, "B")
+        sums["workspace"] = calc("total - kept", "B", total=sums.pop("total"), kept=sums["kept"])
+        group = next((m.n for m in alike.sent if m.group == "ep"), None)
+        if group is not None:
+            sums["group"] = group if self.located is None else Terms.of(group)
+        if self.bounds:
+            sums |= self._bounds(rows, alike.sent)
+        return PieceCost(sums, rows, [(tensor.name, size) for _, tensor, size in kept], alike.sent)
 
-    def _wait(self, n: dict[str, Any], moes: int) -> None:
-        """What a fitted stack adds to its kernels' time: gaps, and the host's part."""
-        stack = self.times.stack
-        if stack.busy == 1 and not stack.host:
-            return
-        source = Source("assumed", f"stack {stack.name}: {stack.source}")
-        busy = Quantity.given(stack.busy, "", "busy", source)
-        host = Quantity.given(moes * stack.host, "s", "host", source)
-        if not self.own.degrees.explained:
-            busy, host = busy.value, host.value
-        shares = {"compute": "1", "backward": "2/3"}
-        for name in ("compute", "backward", "recompute", "wgrad"):
-            more = f" + {shares[name]}*host" if name in shares else ""
-            given = {"host": host} if more else {}
-            n[name] = calc(f"seconds/busy{more}", "s", seconds=n[name], busy=busy, **given)
-        parts = {name: n[name] for name in ("compute", "recompute", "tp", "ep", "cp")}
-        n["time"] = add(parts, "s")
-        if "upper" in n:
-            n["upper"] = calc("seconds/busy + host", "s", seconds=n["upper"], busy=busy, host=host)
-
-    def _parameters(self, piece: Piece) -> dict[str, Any]:
-        parts: dict[str, dict[str, Any]] = {"dense": {}, "experts": {}}
-        for i, (weight, group, elements) in enumerate(self.own.parameters(piece)):
-            parts[group][f"{weight.name} {i}"] = elements
-        return {group: add(found, "parameters") for group, found in parts.items()}
-
-    def _activations(self, piece: Piece, out: PieceCost) -> dict[str, Any]:
+    def _kept(
+        self, piece: Piece, every: list[tuple[Kept, Any]]
+    ) -> Iterator[tuple[int, Kept, Any]]:
+        """Of all tensors those that are not computed again, with their numbers."""
         full = self.layout.recompute == "full" and piece.is_layer
         selective = self.layout.recompute == "selective" and piece.is_layer
-        everything: dict[str, Any] = {}
-        kept: dict[str, Any] = {}
-        alike = self._alike(piece)
-        for i, (tensor, size) in enumerate(alike.kept):
-            name = f"{tensor.name} {i}"
-            everything[name] = size
+        for i, (tensor, size) in enumerate(every):
             always = tensor.name in ("logits", "head_input")  # no layer: never computed again
-            if (not full and not (selective and dropped(tensor, self.layout))) or always or i == 0:
-                kept[name] = size
-                out.kept.append((tensor.name, size))
-        total, held = add(everything, "B"), add(kept, "B")
-        return {
-            "kept": held,
-            "workspace": calc("total - kept", "B", total=total, kept=held),
-            "buffer": alike.buffer,
+            left = full or (selective and dropped(tensor, self.layout))
+            if not left or always or i == 0:
+                yield i, tensor, size
+
+    def _bounds(self, rows: list[RowCost], sent: list[Message]) -> dict[str, Any]:
+        """Rows at both ends of their bands, all messages at both ends, and bytes by tier."""
+        full = self.layout.recompute == "full"
+        every = ("tp", "etp", "ep", "cp")
+        out = {"fast": self._of_rows(rows, "lower"), "slow": self._of_rows(rows, "upper")}
+        for name, figure in (("most sent", "upper"), ("least sent", "lower")):
+            ways = [self._add(message_seconds(sent, every, figure, way), "s") for way in WAYS]
+            if full:  # the forward pass again
+                ways.append(ways[0])
+            out[name] = self._add({f"pass {i}": way for i, way in enumerate(ways)}, "s")
+        return out | {
+            tier: self._add(bytes_sent(sent, tier, full), "B") for tier in ("up", "out")
         }
 
     def _buffer(self, piece: Piece) -> Any:
@@ -210,7 +262,7 @@ class Coster:
             return 0
         moe, d = moes[0], self.own.degrees
         symbols = moe.symbols if d.explained else moe.values
-        return calc(
+        size = calc(
             "pick(ep*etp > 1, 2*width*T*each*D*imbalance, 0)",
             "B",
             ep=d.ep,
@@ -221,133 +273,4 @@ class Coster:
             D=symbols[moe.width],
             imbalance=self.job.imbalance,
         )
-
-    # --------------------------------------------------------------------------------- times
-    def _times(self, rows: list[RowCost], sent: list[Message]) -> dict[str, Any]:
-        def summed(pick: str) -> Any:
-            return add({f"{r.name} {i}": getattr(r, pick) for i, r in enumerate(rows)}, "s")
-
-        names = ("forward", "again", "input_gradient", "weight_gradient")
-        forward, again, inputs, wgrad = (self._slowed(summed(name), sent) for name in names)
-        backward = calc("inputs + weights", "s", inputs=inputs, weights=wgrad)
-        full = self.layout.recompute == "full"
-        groups = {"tp": ("tp", "etp"), "ep": ("ep",), "cp": ("cp",)}
-        f = {x: _messages(sent, g, "seconds", "forward") for x, g in groups.items()}
-        b = {x: _messages(sent, g, "seconds", "backward") for x, g in groups.items()}
-        if full:  # the forward pass again, messages included
-            b = {x: calc("back + again", "s", back=b[x], again=f[x]) for x in b}
-        exposed = self._exposed(f, b, forward, calc("b + r", "s", b=backward, r=again))
-        compute = calc("forward + backward", "s", forward=forward, backward=backward)
-        work = calc("compute + again", "s", compute=compute, again=again)
-        parts = {x: calc("f + b", "s", f=exposed[x][0], b=exposed[x][1]) for x in groups}
-        back = add({x: exposed[x][1] for x in groups}, "s")
-        return {
-            "time": calc("work + tp + ep + cp", "s", work=work, **parts),
-            "backward": calc(
-                "backward + again + sent", "s", backward=backward, again=again, sent=back
-            ),
-            "wgrad": wgrad,
-            "compute": compute,
-            "recompute": again,
-            **parts,
-            **(self._bounds(sent, rows, full) if self.bounds else {}),
-        }
-
-    def _bounds(self, sent: list[Message], rows: list[RowCost], full: bool) -> dict[str, Any]:
-        """Seconds where all messages run under compute and rows are at the fast end of their bands,
-        and where none do and rows are at the slow end; bytes by tier."""
-        least, most = (
-            self._slowed(
-                add({f"{r.name} {i}": getattr(r, bound) for i, r in enumerate(rows)}, "s"), sent
-            )
-            for bound in ("lower", "upper")
-        )
-        every = ("tp", "etp", "ep", "cp")
-        upper = [_messages(sent, every, "upper", way) for way in ("forward", "backward")]
-        lower = [_messages(sent, every, "lower", way) for way in ("forward", "backward")]
-        if full:
-            upper.append(upper[0])
-            lower.append(lower[0])
-        return {
-            "lower": calc(
-                "max(work, sent)", "s", work=least, sent=add(dict(enumerate_(lower)), "s")
-            ),
-            "upper": calc("work + sent", "s", work=most, sent=add(dict(enumerate_(upper)), "s")),
-            **{x: _sent(sent, x, full) for x in ("up", "out")},
-        }
-
-    def _slowed(self, seconds: Any, sent: list[Message]) -> Any:
-        """Compute beside a hidden exchange, which needs multiprocessors of its own."""
-        exchanges = [m for m in sent if m.group == "ep"]
-        if not exchanges or not HIDDEN[self.layout.overlap]["ep"]:
-            return seconds
-        taken: Any = _TAKEN if self.own.degrees.explained else _TAKEN.value
-        return calc(
-            "pick(n > 1, seconds/(1 - taken), seconds)", "s", n=exchanges[0].n, seconds=seconds,
-            taken=taken,
-        )  # fmt: skip
-
-    def _exposed(
-        self, f: dict[str, Any], b: dict[str, Any], forward: Any, backward: Any
-    ) -> dict[str, tuple[Any, Any]]:
-        """Seconds of each group's messages that compute does not cover, forward and backward."""
-        hidden = HIDDEN[self.layout.overlap]
-        if not any(hidden[x] for x in f):
-            return {x: (f[x], b[x]) for x in f}
-        covers = []
-        joint = self.layout.overlap == "dualpipe"
-        both = calc("forward + backward", "s", forward=forward, backward=backward)
-        for side, compute in ((f, forward), (b, backward)):
-            wanted = {x: side[x] for x in f if hidden[x]}
-            if joint:
-                wanted = {
-                    f"{x} {i}": way[x] for x in f if hidden[x] for i, way in enumerate((f, b))
-                }
-                compute = both
-            covers.append(
-                calc(
-                    "min(1, compute/max(hidden, 1e-30))",
-                    "",
-                    compute=compute,
-                    hidden=add(wanted, "s"),
-                )
-            )
-        return {
-            x: tuple(
-                calc("seconds*(1 - cover)", "s", seconds=side[x], cover=cover)
-                if hidden[x]
-                else side[x]
-                for side, cover in zip((f, b), covers, strict=True)
-            )
-            for x in f
-        }
-
-
-def enumerate_(parts: list[Any]) -> Iterator[tuple[str, Any]]:
-    """Parts by their number, for sums."""
-    return ((f"pass {i}", part) for i, part in enumerate(parts))
-
-
-def _messages(sent: list[Message], groups: tuple[str, ...], figure: str, way: str) -> Any:
-    parts = {}
-    for i, message in enumerate(sent):
-        times = getattr(message, way)
-        if message.group in groups and not (isinstance(times, int) and times == 0):
-            seconds = getattr(message, figure)
-            name = f"{message.group} {message.op} {i}"
-            parts[name] = calc("times*seconds", "s", times=times, seconds=seconds)
-    return add(parts, "s")
-
-
-def _sent(sent: list[Message], tier: str, full: bool) -> Any:
-    parts = {}
-    for i, message in enumerate(sent):
-        parts[f"{message.group} {message.op} {i}"] = calc(
-            "(times*forward + backward)*size",
-            "B",
-            times=2 if full else 1,
-            forward=message.forward,
-            backward=message.backward,
-            size=getattr(message, tier),
-        )
-    return add(parts, "B")
+        return size if self.located is None else Terms.of(size)

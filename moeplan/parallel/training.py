@@ -17,6 +17,7 @@ from moeplan.estimation.memory import optimizer_named
 from moeplan.model.spec import ModelSpec
 from moeplan.model.workload import Workload
 from moeplan.parallel.account import account_named
+from moeplan.parallel.axes import Axes, Located
 from moeplan.parallel.costs import PieceCost
 from moeplan.parallel.divide import Degrees, Divided, widths
 from moeplan.parallel.jobs import TrainingJob
@@ -198,11 +199,11 @@ class TrainingPlan:
         coster = self.coster(layout, v, explained=explained)
         return [coster.cost(piece) for piece in self.pieces.all]
 
-    def coster_again(self, layout: Layout, v: dict[str, Any], key: bytes) -> Coster:
-        """As `coster`; for the same degrees (of that key) as last time, what is alike is kept."""
+    def coster_again(self, layout: Layout, axes: Axes, key: bytes) -> Coster:
+        """As `coster`; for the same axes (of that key) as last time, what is alike is kept."""
         last = (layout.sp, layout.order, key)
         if self._last is None or self._last[0] != last:
-            self._last = last, self.coster(layout, v)
+            self._last = last, self.coster(layout, axes.degrees, located=axes.located)
         return self._last[1].under(layout)
 
     def prepare(self, kinds: Iterable[Layout], degrees: dict[str, Any]) -> None:
@@ -212,8 +213,18 @@ class TrainingPlan:
         for layout in kinds:
             self._tables(layout).fill(degrees)
 
-    def coster(self, layout: Layout, v: dict[str, Any], *, explained: bool = False) -> Coster:
-        """What costs pieces under degrees v, with a layout's kinds."""
+    def coster(
+        self,
+        layout: Layout,
+        v: dict[str, Any],
+        *,
+        explained: bool = False,
+        located: Located | None = None,
+    ) -> Coster:
+        """What costs pieces under degrees v, with a layout's kinds.
+
+        located: of degrees on axes (`Axes.degrees`), the layouts that costs are for.
+        """
         job = self.job
         sequence = job.sequence if explained else self.sequence
         work = Workload("train", B=1, S=self.sequence, C=self.sequence)
@@ -229,9 +240,11 @@ class TrainingPlan:
             sp=layout.sp,
             imbalance=job.imbalance if explained else plain(job.imbalance),
             explained=explained,
+            share=v.get("share"),
         )
         own = Divided(degrees, self.account)
-        return Coster(own, layout, job, self.net, self.times, self.optimizer.gradients)
+        optimizer = self.optimizer
+        return Coster(own, layout, job, self.net, self.times, optimizer.gradients, located)
 
     def inputs(self, layout: Layout, v: dict[str, Any]) -> StepInputs:
         """What a step's formulas take."""

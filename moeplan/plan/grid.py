@@ -11,15 +11,14 @@ from moeplan.arrays import np
 from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.layout import Layout, quiet
 from moeplan.parallel import TrainingPlan
-from moeplan.parallel.scan import PieceTable, Scanned
+from moeplan.parallel.axes import Axes
+from moeplan.parallel.scan import Scanned
 from moeplan.parallel.step import StateBytes, data_groups, state_bytes
+from moeplan.parallel.table import Coster
 from moeplan.plan.space import Space
 from moeplan.quantity import compile_formula, evaluate, plain
 
 __all__ = ["Grid", "Part", "divisors", "domain_of"]
-
-_DEGREES = ("tp", "cp", "ep", "etp", "microbatch")
-_MOST_COMBINATIONS = 60_000  # of a piece's degrees, whose tables are held at a time
 
 
 def divisors(number: int) -> list[int]:
@@ -53,8 +52,7 @@ class Grid:
 
     tp, cp, dp and pp take all factors of the GPUs; ep and etp all divisors of the experts and of
     their width that divide a stage's GPUs; the microbatch all divisors of a replica's sequences.
-    Rows are in the order of pp. combination: each row's place in `degrees`, which holds each
-    different (tp, cp, ep, etp, microbatch) once. origin: of a piece, its rows in the whole grid.
+    Rows are in the order of pp. axes: the degrees that a piece's cost depends on, as axes.
     """
 
     plan: TrainingPlan
@@ -63,9 +61,7 @@ class Grid:
     batch: int
     columns: dict[str, Any]
     zero: Any
-    degrees: dict[str, Any]
-    combination: Any
-    origin: Any = None
+    axes: Axes
     _by_order: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -75,28 +71,8 @@ class Grid:
         names = ("pp", "tp", "cp", "dp", "ep", "etp", "microbatch")
         columns = dict(zip(names, rows, strict=True))
         zero = np.array([z for z in range(4) if space.allows("zero", z)], np.float64)
-        degrees, place = _combined(columns)
-        return cls(plan, space, gpus, batch, columns, zero.reshape(-1, 1), degrees, place)
-
-    def pieces(self) -> Iterator[Grid]:
-        """The grid in pieces of bounded size, whose `origin` are rows of this one."""
-        count = self.degrees["tp"].size
-        if count <= _MOST_COMBINATIONS:
-            yield self
-            return
-        for start in range(0, count, _MOST_COMBINATIONS):
-            stop = start + _MOST_COMBINATIONS
-            rows = np.flatnonzero((self.combination >= start) & (self.combination < stop))
-            columns = {name: a[rows] for name, a in self.columns.items()}
-            degrees, place = _combined(columns)
-            yield Grid(
-                self.plan, self.space, self.gpus, self.batch, columns, self.zero, degrees, place,
-                rows,
-            )  # fmt: skip
-
-    def number(self, rows: Any) -> Any:
-        """The numbers of some rows in the whole grid."""
-        return rows if self.origin is None else self.origin[rows]
+        axes = Axes.of(columns)
+        return cls(plan, space, gpus, batch, columns, zero.reshape(-1, 1), axes)
 
     @cached_property
     def many(self) -> Layout:
@@ -113,15 +89,16 @@ class Grid:
         shared: tuple[dict[str, Any], StateBytes] = self._by_order[kinds.order]
         return shared
 
-    def scanned(self, kinds: Layout, rows: Any, pp: int, table: PieceTable) -> Scanned:
-        """Some rows of one pp, with these kinds."""
+    def scanned(self, kinds: Layout, rows: Any, pp: int, coster: Coster) -> Scanned:
+        """Some rows of one pp, with these kinds, whose pieces `coster` costs."""
         groups, state = self._shared(kinds)
         values = {
             name: a.take(rows) if np.ndim(a) else a for name, a in self.many.values.items()
         } | {"pp": pp, "zero": self.zero}  # fmt: skip
         found = {name: a.take(rows) if np.ndim(a) else a for name, a in groups.items()}
         part = StateBytes(*(a.take(rows, axis=1) if a.shape[1] > 1 else a for a in state))
-        return Scanned(kinds, values, found, part, self.combination.take(rows), table)
+        own = coster.at(self.axes.located.rows(rows))
+        return Scanned(kinds, values, found, part, own, self.plan.pieces.all)
 
     # ------------------------------------------------------------------------------ legality
     @cached_property
@@ -172,7 +149,7 @@ class Grid:
     @property
     def size(self) -> int:
         """How many rows there are."""
-        return len(self.combination)
+        return len(self.columns["pp"])
 
     @cached_property
     def combinations(self) -> int:
@@ -181,22 +158,6 @@ class Grid:
         layers = self.plan.pieces.layers
         each = [max(1, layers // int(pp)) for pp in pps]
         return int(sum(n * v for n, v in zip(counts, each, strict=True))) * len(self.zero)
-
-
-def _combined(columns: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Each different combination of degrees that a piece's cost depends on, and rows' places."""
-    found, place = _unique(np.stack([columns[name] for name in _DEGREES]))
-    return dict(zip(_DEGREES, found, strict=True)), place
-
-
-def _unique(keys: Any) -> tuple[Any, Any]:
-    """Different columns of whole numbers, and the place of each column among them."""
-    code = np.zeros(keys.shape[1], dtype=np.int64)
-    for row in keys:
-        values, at = np.unique(row, return_inverse=True)
-        code = code * len(values) + at
-    _, first, place = np.unique(code, return_index=True, return_inverse=True)
-    return keys[:, first], place
 
 
 def _rows(plan: TrainingPlan, space: Space, gpus: int, batch: int) -> Any:

@@ -11,7 +11,8 @@ from moeplan.calc import value
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.parallel import TrainingPlan
-from moeplan.parallel.scan import PieceTable, Place, fill_tables, memory_and_step
+from moeplan.parallel.scan import Place, costers, memory_and_step
+from moeplan.parallel.table import Coster
 from moeplan.plan.grid import Grid, Part
 from moeplan.plan.space import Space
 from moeplan.plan.tally import NUMBERS, Tally
@@ -99,26 +100,21 @@ def search_training(
     grid = Grid.of(plan, space, gpus, batch)
     kinds = list(space.kinds())
     total = Tally(float(value(plan.capacity)), top)
-    for piece in grid.pieces() if grid.size else ():
-        for sp in dict.fromkeys(k.sp for k in kinds):
-            search = _Search(piece, kinds, top, sp, workers)
-            for found in _spread(search, workers):
-                total.join(found)
+    for sp in dict.fromkeys(k.sp for k in kinds) if grid.size else ():
+        for found in _spread(_Search(grid, kinds, top, sp), workers):
+            total.join(found)
     total.finish()
     return Found(grid, kinds, total, grid.combinations * len(kinds))
 
 
 class _Search:
-    """Tables of all kinds with one sequence parallelism, and the parts of the search over them."""
+    """Costs of all kinds with one sequence parallelism, and the parts of the search over them."""
 
-    def __init__(
-        self, grid: Grid, kinds: list[Layout], top: int, sp: bool, workers: int = 1
-    ) -> None:
+    def __init__(self, grid: Grid, kinds: list[Layout], top: int, sp: bool) -> None:
         self.grid, self.kinds, self.top = grid, kinds, top
-        here = [k for k in kinds if k.sp == sp]
-        alike = {_table_key(k): k for k in here}
-        tables = fill_tables(grid.plan, grid.degrees, list(alike.values()), workers)
-        self.tables: dict[Any, PieceTable] = dict(zip(alike, tables, strict=True))
+        alike = {_cost_key(k): k for k in kinds if k.sp == sp}
+        found = costers(grid.plan, grid.axes, list(alike.values()))
+        self.costers: dict[Any, Coster] = dict(zip(alike, found, strict=True))
         self.tasks = [
             (number, part) for number, k in enumerate(kinds) if k.sp == sp for part in grid.parts(k)
         ]
@@ -134,33 +130,33 @@ class _Search:
 
     def _part(self, out: Tally, number: int, part: Part) -> None:
         grid, kinds = self.grid, self.kinds[number]
-        table = self.tables[_table_key(kinds)]
+        coster = self.costers[_cost_key(kinds)]
         places = [
             (vpp, Place.of(grid.plan, kinds, part.pp, vpp, part.rounds)) for vpp in part.chunks
         ]
         chunk = max(1, _ROWS // len(grid.zero))
         for start in range(0, part.rows.size, chunk):
             rows = part.rows[start : start + chunk]
-            scanned = grid.scanned(kinds, rows, part.pp, table)
+            scanned = grid.scanned(kinds, rows, part.pp, coster)
             for vpp, place in places:
                 found = memory_and_step(grid.plan, scanned, place, vpp, out.most)
-                out.add(number, *found, _named(grid, number, vpp, rows))
+                out.add(number, *found, _named(grid.zero, number, vpp, rows))
 
 
-def _named(grid: Grid, kind: int, vpp: int, rows: Any) -> Any:
+def _named(zero: Any, kind: int, vpp: int, rows: Any) -> Any:
     """A function that gives NUMBERS of places in an array of ZeRO stages times rows."""
 
     def numbers(places: Any) -> Any:
         zeros, own = np.divmod(places, rows.size)
         out = np.empty((len(NUMBERS), len(own)))
         out[0], out[1] = kind, vpp
-        out[2], out[3] = grid.number(rows[own]), grid.zero.ravel()[zeros]
+        out[2], out[3] = rows[own], zero.ravel()[zeros]
         return out
 
     return numbers
 
 
-def _table_key(kinds: Layout) -> tuple[Any, ...]:
+def _cost_key(kinds: Layout) -> tuple[Any, ...]:
     dropped = kinds.selective if kinds.recompute == "selective" else ()
     return kinds.sp, kinds.recompute, dropped, kinds.overlap
 
