@@ -99,15 +99,6 @@ class RankSums:
         """The sums of some rows."""
         return RankSums({name: a.take(at) for name, a in self.numbers.items()}, self.count)
 
-    def later(self, at: Any) -> RankSums:
-        """The sums of some rows, taken when they are asked for."""
-
-        def make(key: Any) -> Any:
-            number = self[key]
-            return number.take(at) if is_array(number) and number.ndim else number
-
-        return RankSums({}, self.count, make)
-
 
 def rank_sums(looked: Looked, *, halves: bool, gathers: bool, recomputes: bool) -> RankSums:
     """Add up tables. halves: a rank runs half of the microbatches through each of its two stages

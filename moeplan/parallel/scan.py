@@ -7,17 +7,25 @@ sums over pieces run over arrays of the other degrees. ZeRO stages are a second 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moeplan.arrays import is_array, np
+from moeplan.calc import value
 from moeplan.cluster.layout import Layout
 from moeplan.parallel.axes import Axes, Terms
 from moeplan.parallel.lookup import piece_counts, some
 from moeplan.parallel.memory import with_overheads
-from moeplan.parallel.ranksums import Looked, largest
-from moeplan.parallel.stages import Piece, Rank, leading, ranks
-from moeplan.parallel.step import StateBytes, step_time, used_bytes
+from moeplan.parallel.ranksums import Looked, RankSums, largest
+from moeplan.parallel.stages import Rank, leading, ranks
+from moeplan.parallel.step import (
+    StateBytes,
+    StepInputs,
+    data_time,
+    in_flight,
+    resting_bytes,
+    step_time,
+)
 from moeplan.parallel.table import Coster
 
 if TYPE_CHECKING:
@@ -36,16 +44,19 @@ def costers(plan: TrainingPlan, axes: Axes, kinds: Sequence[Layout]) -> list[Cos
 
 
 class Place(NamedTuple):
-    """A pipeline's ranks: those that can decide, and how often the model runs each piece."""
+    """A pipeline's ranks that can decide, by what they hold, and how often each piece runs."""
 
-    deciding: tuple[Rank, ...]
+    by_held: dict[tuple[float, ...], list[Rank]]
     counts: list[Any]
 
     @classmethod
     def of(cls, plan: TrainingPlan, layout: Layout, pp: int, vpp: int, rounds: int) -> Place:
         """Of pp ranks with vpp chunks. rounds: microbatches, as in-flight tables see them."""
         every = ranks(*plan.stage_key, pp, vpp, layout.split, layout.schedule, rounds)
-        return cls(leading(every), piece_counts(every, layout))
+        by_held: dict[tuple[float, ...], list[Rank]] = {}
+        for rank in leading(every):
+            by_held.setdefault(rank.held, []).append(rank)
+        return cls(by_held, piece_counts(every, layout))
 
 
 class Scanned:
@@ -58,64 +69,80 @@ class Scanned:
 
     def __init__(
         self,
+        plan: TrainingPlan,
         layout: Layout,
         values: dict[str, Any],
         groups: dict[str, Any],
         state: StateBytes,
         coster: Coster,
-        pieces: Sequence[Piece],
     ) -> None:
-        self.layout, self.values, self.groups, self.state = layout, values, groups, state
-        self.costs = [coster.cost(piece).numbers for piece in pieces]
+        self.plan, self.layout, self.values = plan, layout, values
+        self.groups, self.state = groups, state
+        self.costs = [coster.cost(piece).numbers for piece in plan.pieces.all]
         assert coster.located is not None
         self.located = coster.located
+        self.gathers = bool((values["zero"] >= 3).any())
+        self._made: dict[Any, Any] = {}
 
     def column(self, name: str, k: int) -> Any:
         """A number of a piece for each layout."""
         number = self.costs[k][name]
         return Terms.of(number) if is_array(number) else number
 
-    def looked(self, plan: TrainingPlan, place: Place) -> Looked:
-        """The tables at a place."""
-        found = place.deciding
-        return Looked(
+    def sums(self, found: Sequence[Rank], counts: Sequence[Any]) -> RankSums:
+        """Sums over some ranks' pieces."""
+        looked = Looked(
             column=self.column,
             held=[some(r.held) for r in found],
             alive=[some(r.alive) for r in found],
             depth=[r.depth for r in found],
             rank=[r.number for r in found],
-            count=place.counts,
-            names=[p.name for p in plan.pieces.all],
+            count=counts,
+            names=[p.name for p in self.plan.pieces.all],
             wide=self.located.wide,
         )
+        return self.plan.sums(self.layout, looked, gathers=self.gathers)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What many places share, made for the first of them."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 def memory_and_step(
-    plan: TrainingPlan, layouts: Scanned, place: Place, vpp: int, most: float
+    layouts: Scanned, place: Place, vpp: int, most: float
 ) -> tuple[Any, Any, Any]:
     """Bytes on the most loaded GPU, and the seconds of a step where that is at most `most`.
 
     Returns memory of shape (Z, G), the places in it (flat) that hold at most `most` bytes, and the
     seconds of a step at these.
     """
-    v = {**layouts.values, "vpp": vpp}
-    given = plan.inputs(layouts.layout, v)
-    looked = layouts.looked(plan, place)
-    sums = plan.sums(layouts.layout, looked, gathers=bool((v["zero"] >= 3).any()))
-    used = largest([used_bytes(given, sums, c, layouts.state) for c in range(sums.count)], "B")
-    memory = with_overheads(used, plan.job.overheads)
-    good = memory <= most
-    some_zero = good.any(axis=0)
-    at = np.flatnonzero(good)
+    plan, held = layouts.plan, place.by_held
+    given = plan.inputs(layouts.layout, {**layouts.values, "vpp": vpp})
+    memory = _memory(layouts, place, given)
+    at = np.flatnonzero(memory <= most)
     if not at.size:
         return memory, at, np.empty(0)
-    groups = layouts.groups
-    if not some_zero.all():  # time of those that hold too much is nobody's concern
-        own, size = np.flatnonzero(some_zero), some_zero.size
-        v, groups = (
-            {n: x.take(own) if np.shape(x) == (size,) else x for n, x in numbers.items()}
-            for numbers in (v, groups)
+    key = (*sorted(held), *place.counts)
+    first = [held[vector][0] for vector in sorted(held)]
+    sums = layouts.once(("time", key), lambda: layouts.sums(first, place.counts))
+    data = layouts.once(
+        ("data", key), lambda: data_time(given, layouts.groups, sums, sent=False)
+    )
+    time = step_time(given, sums, layouts.groups, sent=False, data=data)
+    return memory, at, np.broadcast_to(time.step, memory.shape).ravel().take(at)
+
+
+def _memory(layouts: Scanned, place: Place, given: StepInputs) -> Any:
+    """Bytes on the most loaded GPU: ranks that hold the same pieces differ in activations alone."""
+    overheads, used = layouts.plan.job.overheads, []
+    for vector, own in place.by_held.items():
+        sums = layouts.sums(own, place.counts)
+        resting = layouts.once(
+            ("resting", vector),
+            lambda sums=sums: with_overheads(resting_bytes(sums, 0, layouts.state), overheads),
         )
-        sums, good = sums.later(own), good[:, own]
-    time = step_time(plan.inputs(layouts.layout, v), sums, groups, sent=False)
-    return memory, at, np.broadcast_to(time.step, good.shape)[good]
+        alive = largest([in_flight(given, sums, c) for c in range(sums.count)], "B")
+        used.append(resting + (1 + value(overheads.fragmentation)) * alive)
+    return largest(used, "B")

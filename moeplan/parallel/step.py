@@ -21,6 +21,7 @@ from moeplan.parallel.schedule import bubble
 from moeplan.parallel.traffic import Message, collective
 
 __all__ = [
+    "DataTime",
     "StateBytes",
     "StepInputs",
     "StepTime",
@@ -28,10 +29,12 @@ __all__ = [
     "data_messages",
     "pipeline_messages",
     "state_bytes",
+    "data_time",
+    "in_flight",
+    "resting_bytes",
     "step_memory",
     "step_time",
     "training_step",
-    "used_bytes",
 ]
 
 _LINKS = ("tp", "ep", "cp")
@@ -82,16 +85,16 @@ def step_memory(
     at: Any = 0
     if sums.count > 1:
         state = state_bytes(given, groups)
-        at = argmax([used_bytes(given, sums, c, state) for c in range(sums.count)])
+        at = argmax([_used_bytes(given, sums, c, state) for c in range(sums.count)])
     picked = {
         name: take([sums[name, c] for c in range(sums.count)], at)
         for name in ("dense", "experts", "work", "buffer", "layer")
     }
-    in_flight = take([_in_flight(given, sums, c) for c in range(sums.count)], at)
+    alive = take([in_flight(given, sums, c) for c in range(sums.count)], at)
     parts = rank_memory(
         picked["dense"],
         picked["experts"],
-        in_flight,
+        alive,
         picked["work"],
         picked["buffer"],
         picked["layer"],
@@ -107,7 +110,8 @@ def step_memory(
     out["stage"] = take([sums["rank", c] for c in range(sums.count)], at)
 
 
-def _in_flight(given: StepInputs, sums: RankSums, c: int) -> Any:
+def in_flight(given: StepInputs, sums: RankSums, c: int) -> Any:
+    """Bytes of activations that a deciding rank keeps for its backward passes."""
     return calc(
         "per(alive*min(m, depth), depth)",
         "B",
@@ -139,40 +143,57 @@ def state_bytes(given: StepInputs, groups: dict[str, Any]) -> StateBytes:
     return StateBytes(bytes_of[0], bytes_of[1], gathered)
 
 
-def used_bytes(given: StepInputs, sums: RankSums, c: int, state: StateBytes) -> Any:
-    """Bytes of a deciding rank before overheads, which are in proportion."""
+def resting_bytes(sums: RankSums, c: int, state: StateBytes) -> Any:
+    """Bytes of a deciding rank besides `in_flight`, before overheads, which are in proportion."""
     dense, experts, work, buffer, layer = (
         value(sums[name, c]) for name in ("dense", "experts", "work", "buffer", "layer")
     )
-    rest = value(_in_flight(given, sums, c)) + work + buffer
-    out = dense * state.dense + experts * state.experts + rest
+    out = dense * state.dense + experts * state.experts + (work + buffer)
     return out + state.gathered * layer if is_array(layer) or layer else out
 
 
+def _used_bytes(given: StepInputs, sums: RankSums, c: int, state: StateBytes) -> Any:
+    return resting_bytes(sums, c, state) + value(in_flight(given, sums, c))
+
+
 # ----------------------------------------------------------------------------------------- time
+class DataTime(NamedTuple):
+    """Seconds a step of data-parallel messages, of those that compute does not hide, and of the
+    optimizer; bytes of the messages by tier.
+    """
+
+    seconds: Any
+    exposed: Any
+    optimizer: Any
+    sent: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step and its parts; `all_sends` and `data` before any overlap.
+    """Seconds of a step and its parts; `all_sends` before any overlap.
 
     bubble_inputs: what the schedule's formula takes besides stages. sent: bytes of messages between
-    stages and over data parallelism, by tier.
+    stages, by tier.
     """
 
     step: Any
     bubble: Any
     sends: Any
     all_sends: Any
-    data: Any
-    exposed: Any
-    optimizer: Any
+    data: DataTime
     bubble_inputs: dict[str, Any]
-    sent: tuple[dict[str, Any], dict[str, Any]]
+    sent: dict[str, Any]
 
 
 def step_time(
-    given: StepInputs, sums: RankSums, groups: dict[str, Any], *, sent: bool = True
+    given: StepInputs,
+    sums: RankSums,
+    groups: dict[str, Any],
+    *,
+    sent: bool = True,
+    data: DataTime | None = None,
 ) -> StepTime:
-    """The expected seconds of a step. sent: count bytes by tier too."""
+    """The expected seconds of a step. sent: count bytes by tier too. data: `data_time`, if known."""
     v = given.v
     slowest = sums["time"]
     more = {"vpp": v["vpp"], "pp": v["pp"]}
@@ -181,15 +202,13 @@ def step_time(
     work = calc("m*slowest", "s", m=v["m"], slowest=slowest)
     waits = bubble(given.layout.schedule, all_stages=sums["all_time"], slowest=slowest, **more)
     sends, all_sends, sent_pp = _pipeline(given, groups, sent=sent)
-    data, hidden, optimizer, sent_dp = _data_parallel(given, groups, sums, sent=sent)
-    exposed = calc("data - hidden", "s", data=data, hidden=hidden)
+    if data is None:
+        data = data_time(given, groups, sums, sent=sent)
     step = calc(
         "work + bubble + sends + data + optimizer", "s", work=work, bubble=waits, sends=sends,
-        data=exposed, optimizer=optimizer,
+        data=data.exposed, optimizer=data.optimizer,
     )  # fmt: skip
-    return StepTime(
-        step, waits, sends, all_sends, data, exposed, optimizer, more, (sent_pp, sent_dp)
-    )
+    return StepTime(step, waits, sends, all_sends, data, more, sent_pp)
 
 
 def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[str, Any]) -> None:
@@ -197,8 +216,8 @@ def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[s
     t = step_time(given, sums, groups)
     for name in ("compute", "recompute", *_LINKS):
         out[f"time_{name}"] = calc("m*part", "s", m=v["m"], part=sums[name])
-    out["time_bubble"], out["time_pp"], out["time_dp"] = t.bubble, t.sends, t.exposed
-    out["time_optimizer"], out["step"] = t.optimizer, t.step
+    out["time_bubble"], out["time_pp"], out["time_dp"] = t.bubble, t.sends, t.data.exposed
+    out["time_optimizer"], out["step"] = t.data.optimizer, t.step
     low, high = sums["lower"], sums["upper"]
     out["step_lower"] = calc(
         "m*slowest + bubble", "s", m=v["m"], slowest=low,
@@ -209,13 +228,12 @@ def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[s
     out["step_upper"] = calc(
         "m*slowest + bubble + sends + data + optimizer", "s", m=v["m"], slowest=high,
         bubble=bubble(serial, all_stages=sums["all_upper"], slowest=high, **t.bubble_inputs),
-        sends=t.all_sends, data=t.data, optimizer=t.optimizer,
+        sends=t.all_sends, data=t.data.seconds, optimizer=t.data.optimizer,
     )  # fmt: skip
-    sent_pp, sent_dp = t.sent
     for tier, name in (("up", "sent_scale_up"), ("out", "sent_scale_out")):
         out[name] = calc(
             "m*layers + pipeline + data", "B", m=v["m"], layers=sums[tier],
-            pipeline=sent_pp[tier], data=sent_dp[tier],
+            pipeline=t.sent[tier], data=t.data.sent[tier],
         )  # fmt: skip
 
 
@@ -283,12 +301,10 @@ def data_messages(
     return out
 
 
-def _data_parallel(
+def data_time(
     given: StepInputs, groups: dict[str, Any], sums: RankSums, *, sent: bool
-) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Seconds of data-parallel messages, how many of them are hidden, seconds of the optimizer,
-    and bytes a step by tier.
-    """
+) -> DataTime:
+    """What data parallelism and the optimizer take. sent: count bytes by tier too."""
     v, o = given.v, given.optimizer
     found = {f"{x.group} {x.op}": x for x in data_messages(given, groups, sums, tiers=sent)}
 
@@ -318,4 +334,5 @@ def _data_parallel(
         bandwidth=given.bandwidth,
     )
     by_tier = {tier: summed(tier, "B") for tier in (("up", "out") if sent else ())}
-    return data, hidden, optimizer, by_tier
+    exposed = calc("data - hidden", "s", data=data, hidden=hidden)
+    return DataTime(data, exposed, optimizer, by_tier)

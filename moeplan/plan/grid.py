@@ -98,7 +98,7 @@ class Grid:
         found = {name: a.take(rows) if np.ndim(a) else a for name, a in groups.items()}
         part = StateBytes(*(a.take(rows, axis=1) if a.shape[1] > 1 else a for a in state))
         own = coster.at(self.axes.located.rows(rows))
-        return Scanned(kinds, values, found, part, own, self.plan.pieces.all)
+        return Scanned(self.plan, kinds, values, found, part, own)
 
     # ------------------------------------------------------------------------------ legality
     @cached_property

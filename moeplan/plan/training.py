@@ -139,7 +139,7 @@ class _Search:
             rows = part.rows[start : start + chunk]
             scanned = grid.scanned(kinds, rows, part.pp, coster)
             for vpp, place in places:
-                found = memory_and_step(grid.plan, scanned, place, vpp, out.most)
+                found = memory_and_step(scanned, place, vpp, out.most)
                 out.add(number, *found, _named(grid.zero, number, vpp, rows))
 
 
