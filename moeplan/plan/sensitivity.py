@@ -100,8 +100,8 @@ def sensitivity(found: Found, workers: int = 1) -> list[Outcome]:
 def _outcome(found: Found, change: Change) -> Outcome:
     near = found.tally.near
     plan = TrainingPlan(found.grid.plan.spec, change.cluster, change.job)
-    old = plan.evaluate(found.layout(near[:, 0]), found.grid.gpus)
-    before = float(old["step"]) if old["fits"] else None
+    old = float(_evaluate(found, plan, near[:, :1])[0][0])
+    before = old if np.isfinite(old) else None
     kept = SLACK * float(near[-1, 0])
     some = near if before is None else near[:, near[-1] <= before * change.gain]
     step, which = _evaluate(found, plan, some)
@@ -126,7 +126,7 @@ def _evaluate(found: Found, plan: TrainingPlan, near: Any) -> tuple[Any, Any]:
     grid: Grid = found.grid
     steps, numbers = [], []
     kinds = np.unique(near[0]).astype(int)
-    every = np.unique(near[2]).astype(int)
+    every = np.unique(found.tally.near[2]).astype(int)  # all that was kept: later calls share it
     plan.prepare(
         [found.kinds[kind] for kind in kinds], {n: a[every] for n, a in grid.columns.items()}
     )
