@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moeplan.arrays import np
-from moeplan.cluster.layout import Layout
+from moeplan.cluster.layout import Layout, Schedule
 from moeplan.errors import UserError
 from moeplan.parallel.axes import DEGREES, Axes
 from moeplan.parallel.costs import COLUMNS
@@ -32,10 +32,10 @@ def some(vector: Sequence[float]) -> list[Any]:
     return [n if n else None for n in vector]
 
 
-def piece_counts(every: Sequence[Rank], layout: Layout) -> list[Any]:
+def piece_counts(every: Sequence[Rank], schedule: Schedule) -> list[Any]:
     """How often the model's ranks run each piece for a microbatch."""
     seen: dict[int, Rank] = {r.number: r for r in every}
-    share = 0.5 if layout.schedule == "dualpipe" else 1
+    share = 0.5 if schedule == "dualpipe" else 1
     sums = [share * sum(n) for n in zip(*(r.held for r in seen.values()), strict=True)]
     return [n if n else None for n in sums]
 
@@ -124,7 +124,7 @@ class Tables:
             key = self.plan.stage_key
             every = ranks(*key, int(pp), int(vpp), layout.split, layout.schedule,
                           int(pp * full))  # fmt: skip
-            self.rank_rows.append((places(every), piece_counts(every, layout)))
+            self.rank_rows.append((places(every), piece_counts(every, layout.schedule)))
         most = max(len(found) for found, _ in self.rank_rows)
         pieces, n = len(self.plan.pieces.all), len(self.rank_rows)
         held, alive = np.zeros((most, pieces, n)), np.zeros((most, pieces, n))

@@ -74,17 +74,18 @@ class RankSums:
     work, buffer, layer, depth, rank.
     """
 
-    def __init__(
-        self, numbers: dict[Any, Any], count: int, make: Callable[[Any], Any] | None = None
-    ) -> None:
+    def __init__(self, numbers: dict[Any, Any], count: int) -> None:
         self.numbers = numbers
         self.count = count
-        self._make = make
 
     def __getitem__(self, key: Any) -> Any:
-        if key not in self.numbers and self._make is not None:
-            self.numbers[key] = self._make(key)
+        if key not in self.numbers:
+            self.numbers[key] = self.make(key)
         return self.numbers[key]
+
+    def make(self, key: Any) -> Any:
+        """A number that is not there yet."""
+        raise KeyError(key)
 
     def all(self) -> RankSums:
         """With every number added up."""
@@ -104,16 +105,15 @@ def rank_sums(looked: Looked, *, halves: bool, gathers: bool, recomputes: bool) 
     """Add up tables. halves: a rank runs half of the microbatches through each of its two stages
     (DualPipe). gathers, recomputes: whether some layout gathers weights, or computes rows again.
     """
-    made = _Sums(looked, halves, gathers, recomputes)
-    return made.sums
+    return _Sums(looked, halves, gathers, recomputes)
 
 
-class _Sums:
-    """Makes each number of `RankSums` from tables that were looked up."""
+class _Sums(RankSums):
+    """Numbers made from tables that were looked up."""
 
     def __init__(self, looked: Looked, halves: bool, gathers: bool, recomputes: bool) -> None:
+        super().__init__({}, len(looked.held))
         self.looked, self.gathers, self.recomputes = looked, gathers, recomputes
-        self.sums = RankSums({}, len(looked.held), self.make)
         self.shares = [
             [n if n is None or not halves else calc("n/2", "", n=n) for n in vector]
             for vector in looked.held
@@ -131,7 +131,7 @@ class _Sums:
         return self._largest[key]
 
     def make(self, key: Any) -> Any:
-        """One number, by the key that `RankSums` has for it."""
+        """One number by its key."""
         if isinstance(key, tuple):
             return self._of_rank(*key)
         looked = self.looked
@@ -141,7 +141,7 @@ class _Sums:
             return looked.over(self.used, key, "B" if key in ("up", "out") else "s")
         if key.startswith("most_"):
             name = key.removeprefix("most_")
-            return largest([self.sums[name, c] for c in range(self.sums.count)], "parameters")
+            return largest([self[name, c] for c in range(self.count)], "parameters")
         return looked.over(looked.count, key.removeprefix("all_"), "s")
 
     def _of_rank(self, name: str, c: int) -> Any:

@@ -8,11 +8,12 @@ sums over pieces run over arrays of the other degrees. ZeRO stages are a second 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moeplan.arrays import is_array, np
 from moeplan.calc import value
-from moeplan.cluster.layout import Layout
+from moeplan.cluster.layout import Layout, Schedule
 from moeplan.parallel.axes import Axes, Terms
 from moeplan.parallel.lookup import piece_counts, some
 from moeplan.parallel.memory import with_overheads
@@ -53,10 +54,15 @@ class Place(NamedTuple):
     def of(cls, plan: TrainingPlan, layout: Layout, pp: int, vpp: int, rounds: int) -> Place:
         """Of pp ranks with vpp chunks. rounds: microbatches, as in-flight tables see them."""
         every = ranks(*plan.stage_key, pp, vpp, layout.split, layout.schedule, rounds)
-        by_held: dict[tuple[float, ...], list[Rank]] = {}
-        for rank in leading(every):
-            by_held.setdefault(rank.held, []).append(rank)
-        return cls(by_held, piece_counts(every, layout))
+        return _place(every, layout.schedule)
+
+
+@lru_cache(maxsize=1024)
+def _place(every: tuple[Rank, ...], schedule: Schedule) -> Place:
+    by_held: dict[tuple[float, ...], list[Rank]] = {}
+    for rank in leading(every):
+        by_held.setdefault(rank.held, []).append(rank)
+    return Place(by_held, piece_counts(every, schedule))
 
 
 class Scanned:
@@ -78,16 +84,12 @@ class Scanned:
     ) -> None:
         self.plan, self.layout, self.values = plan, layout, values
         self.groups, self.state = groups, state
-        self.costs = [coster.cost(piece).numbers for piece in plan.pieces.all]
+        costs = [coster.cost(piece).numbers for piece in plan.pieces.all]
+        self.column = partial(_column, costs)  # that knows nothing of this object: no cycle
         assert coster.located is not None
         self.located = coster.located
         self.gathers = bool((values["zero"] >= 3).any())
         self._made: dict[Any, Any] = {}
-
-    def column(self, name: str, k: int) -> Any:
-        """A number of a piece for each layout."""
-        number = self.costs[k][name]
-        return Terms.of(number) if is_array(number) else number
 
     def sums(self, found: Sequence[Rank], counts: Sequence[Any]) -> RankSums:
         """Sums over some ranks' pieces."""
@@ -108,6 +110,12 @@ class Scanned:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def _column(costs: Sequence[dict[str, Any]], name: str, k: int) -> Any:
+    """A number of a piece for each layout."""
+    number = costs[k][name]
+    return Terms.of(number) if is_array(number) else number
 
 
 def memory_and_step(

@@ -166,7 +166,7 @@ class TrainingPlan:
             alive=[some(r.alive) for r in found],
             depth=[r.depth for r in found],
             rank=[r.number for r in found],
-            count=piece_counts(every, layout),
+            count=piece_counts(every, layout.schedule),
             names=[p.name for p in self.pieces.all],
         )
 
