@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["processors", "spread"]
+__all__ = ["processors", "spread", "together"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,11 @@ def spread(call: Callable[[Any], T], given: Sequence[Any], workers: int) -> Iter
             yield from pool.map(_run, [key] * len(given), given)
     finally:
         del _calls[key]
+
+
+def together(calls: Sequence[Callable[[], T]], workers: int) -> list[T]:
+    """Results of some calls, in their order."""
+    return list(spread(lambda i: calls[i](), range(len(calls)), workers))
 
 
 def _executor(workers: int) -> Executor:

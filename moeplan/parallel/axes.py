@@ -24,7 +24,7 @@ _DENSE = 4  # cells for each layout from which axes are no shorter way
 
 
 class Terms:
-    """A sum of numbers and arrays, one of each shape."""
+    """A sum of numbers and arrays, one of each shape, that numbers may multiply."""
 
     __slots__ = ("arrays",)
     __array_ufunc__ = None  # an array leaves the sum with one to it
@@ -48,6 +48,8 @@ class Terms:
     __radd__ = __add__
 
     def __mul__(self, factor: float) -> Terms:
+        if is_array(factor):  # whose axes would be taken for the sum's
+            return NotImplemented
         return Terms({shape: factor * array for shape, array in self.arrays.items()})
 
     __rmul__ = __mul__
@@ -130,8 +132,10 @@ class Axes:
         """The axes of layouts with these DEGREES, arrays of one length."""
         tp, cp, ep, etp, batch = (np.asarray(columns[name], np.float64) for name in DEGREES)
         share, first = np.unique(batch / (tp * cp), return_inverse=True)
+        share = _long(share)
         tensor, second = different(np.stack([tp, cp]))
         expert, third = different(np.stack([ep, etp]))
+        tensor, expert = _long(tensor), _long(expert)
         cells = share.size * (tensor.shape[1] + expert.shape[1])
         if cells > max(_FEW, _DENSE * tp.size):
             return cls._alone(np.stack([tp, cp, ep, etp, batch]))
@@ -152,6 +156,11 @@ class Axes:
         degrees["share"] = degrees["microbatch"] / (degrees["tp"] * degrees["cp"])
         zeros = np.zeros(place.size, np.int64)
         return cls(degrees, Located((place, zeros, zeros)))
+
+
+def _long(values: Any) -> Any:
+    """At least two of them, so that shapes tell what varies: sums are added up in one order."""
+    return values if values.shape[-1] > 1 else np.repeat(values, 2, axis=-1)
 
 
 def different(keys: Any) -> tuple[Any, Any]:

@@ -138,9 +138,7 @@ def _exposed(
             wanted = {f"{x} {i}": way[x] for x in f if hidden[x] for i, way in enumerate((f, b))}
             compute = both
         covers.append(
-            calc(
-                "min(1, compute/max(hidden, 1e-30))", "", compute=compute, hidden=add(wanted, "s")
-            )
+            calc("min(1, compute/max(hidden, 1e-30))", "", compute=compute, hidden=add(wanted, "s"))
         )
     return {
         x: tuple(

@@ -49,6 +49,8 @@ class Looked:
         for k, times in enumerate(vector):
             if times is not None:
                 each = self.column(name, k)
+                if is_array(times):  # differs from layout to layout
+                    each = self.wide(each)
                 parts[self.names[k]] = calc("times*each", unit, times=times, each=each)
         return self.wide(add(parts, unit))
 
@@ -59,7 +61,7 @@ class Looked:
             if times is None:
                 continue
             each = self.wide(self.column(name, k))
-            if is_array(times):  # of layouts that do not all hold it
+            if is_array(times):  # layouts do not all hold it
                 each = calc("min(1, times)*each", unit, times=times, each=each)
             parts.append(each)
         return largest(parts, unit)

@@ -15,6 +15,7 @@ from moeplan.arrays import is_array, np
 from moeplan.calc import value
 from moeplan.cluster.layout import Layout, Schedule
 from moeplan.parallel.axes import Axes, Terms
+from moeplan.parallel.jobs import Overheads
 from moeplan.parallel.lookup import piece_counts, some
 from moeplan.parallel.memory import with_overheads
 from moeplan.parallel.ranksums import Looked, RankSums, largest
@@ -118,9 +119,7 @@ def _column(costs: Sequence[dict[str, Any]], name: str, k: int) -> Any:
     return Terms.of(number) if is_array(number) else number
 
 
-def memory_and_step(
-    layouts: Scanned, place: Place, vpp: int, most: float
-) -> tuple[Any, Any, Any]:
+def memory_and_step(layouts: Scanned, place: Place, vpp: int, most: float) -> tuple[Any, Any, Any]:
     """Bytes on the most loaded GPU, and the seconds of a step where that is at most `most`.
 
     Returns memory of shape (Z, G), the places in it (flat) that hold at most `most` bytes, and the
@@ -132,14 +131,16 @@ def memory_and_step(
     at = np.flatnonzero(memory <= most)
     if not at.size:
         return memory, at, np.empty(0)
-    key = (*sorted(held), *place.counts)
-    first = [held[vector][0] for vector in sorted(held)]
+    key = (*held, *place.counts)
+    first = [own[0] for own in held.values()]
     sums = layouts.once(("time", key), lambda: layouts.sums(first, place.counts))
-    data = layouts.once(
-        ("data", key), lambda: data_time(given, layouts.groups, sums, sent=False)
-    )
+    data = layouts.once(("data", key), lambda: data_time(given, layouts.groups, sums, sent=False))
     time = step_time(given, sums, layouts.groups, sent=False, data=data)
     return memory, at, np.broadcast_to(time.step, memory.shape).ravel().take(at)
+
+
+def _resting(sums: RankSums, state: StateBytes, overheads: Overheads) -> Any:
+    return with_overheads(resting_bytes(sums, 0, state), overheads)
 
 
 def _memory(layouts: Scanned, place: Place, given: StepInputs) -> Any:
@@ -149,7 +150,7 @@ def _memory(layouts: Scanned, place: Place, given: StepInputs) -> Any:
         sums = layouts.sums(own, place.counts)
         resting = layouts.once(
             ("resting", vector),
-            lambda sums=sums: with_overheads(resting_bytes(sums, 0, layouts.state), overheads),
+            partial(_resting, sums, layouts.state, overheads),
         )
         alive = largest([in_flight(given, sums, c) for c in range(sums.count)], "B")
         used.append(resting + (1 + value(overheads.fragmentation)) * alive)

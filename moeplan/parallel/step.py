@@ -27,11 +27,11 @@ __all__ = [
     "StepTime",
     "data_groups",
     "data_messages",
-    "pipeline_messages",
-    "state_bytes",
     "data_time",
     "in_flight",
+    "pipeline_messages",
     "resting_bytes",
+    "state_bytes",
     "step_memory",
     "step_time",
     "training_step",
@@ -193,7 +193,9 @@ def step_time(
     sent: bool = True,
     data: DataTime | None = None,
 ) -> StepTime:
-    """The expected seconds of a step. sent: count bytes by tier too. data: `data_time`, if known."""
+    """The expected seconds of a step. sent: count bytes by tier too. data: `data_time` of the
+    same, where it is known.
+    """
     v = given.v
     slowest = sums["time"]
     more = {"vpp": v["vpp"], "pp": v["pp"]}
@@ -301,9 +303,7 @@ def data_messages(
     return out
 
 
-def data_time(
-    given: StepInputs, groups: dict[str, Any], sums: RankSums, *, sent: bool
-) -> DataTime:
+def data_time(given: StepInputs, groups: dict[str, Any], sums: RankSums, *, sent: bool) -> DataTime:
     """What data parallelism and the optimizer take. sent: count bytes by tier too."""
     v, o = given.v, given.optimizer
     found = {f"{x.group} {x.op}": x for x in data_messages(given, groups, sums, tiers=sent)}

@@ -88,9 +88,7 @@ class Coster:
         if id(piece) not in self._made:
             bare = piece.role == "copy"
             rows = [] if bare else [(row.op, self._row(row)) for row in self.own.rows(piece)]
-            sent = (
-                [] if bare else messages(self.own, piece, self.net, self.formats, training=True)
-            )
+            sent = [] if bare else messages(self.own, piece, self.net, self.formats, training=True)
             kept = [] if bare else list(self.own.kept(piece, self.job.kept == "fp8"))
             self._made[id(piece)] = Alike(rows, sent, kept, self._common(piece, rows, sent, kept))
         return self._made[id(piece)]
@@ -229,9 +227,7 @@ class Coster:
             sums |= self._bounds(rows, alike.sent)
         return PieceCost(sums, rows, [(tensor.name, size) for _, tensor, size in kept], alike.sent)
 
-    def _kept(
-        self, piece: Piece, every: list[tuple[Kept, Any]]
-    ) -> Iterator[tuple[int, Kept, Any]]:
+    def _kept(self, piece: Piece, every: list[tuple[Kept, Any]]) -> Iterator[tuple[int, Kept, Any]]:
         """Of all tensors those that are not computed again, with their numbers."""
         full = self.layout.recompute == "full" and piece.is_layer
         selective = self.layout.recompute == "selective" and piece.is_layer
@@ -251,9 +247,7 @@ class Coster:
             if full:  # the forward pass again
                 ways.append(ways[0])
             out[name] = self._add({f"pass {i}": way for i, way in enumerate(ways)}, "s")
-        return out | {
-            tier: self._add(bytes_sent(sent, tier, full), "B") for tier in ("up", "out")
-        }
+        return out | {tier: self._add(bytes_sent(sent, tier, full), "B") for tier in ("up", "out")}
 
     def _buffer(self, piece: Piece) -> Any:
         """One layer's rows to experts and back, while they travel."""

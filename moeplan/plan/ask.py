@@ -6,23 +6,25 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from moeplan.cluster.hardware import Cluster, gpu
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import TrainingJob, TrainingPlan
+from moeplan.plan.bands import training_rows
 from moeplan.plan.chosen import Chosen
 from moeplan.plan.grid import domain_of
 from moeplan.plan.options import gpus_of, machine
 from moeplan.plan.sensitivity import sensitivity
 from moeplan.plan.sizing import Sized, smallest
 from moeplan.plan.space import Space
-from moeplan.plan.training import Found, Row, default_batch, search_training
+from moeplan.plan.training import WORTH, Found, Row, default_batch, search_training
 from moeplan.plan.why import what_would, why_illegal
 from moeplan.quantity import plain
 from moeplan.units import fmt_money, fmt_time
-from moeplan.workers import processors
+from moeplan.workers import processors, together
 
 __all__ = ["Answer", "Limits", "Question", "ask"]
 
@@ -204,9 +206,12 @@ def _answer(question: Question, searches: list[Found]) -> Answer:
     from moeplan.report.plan_training import plan_answer
 
     first, rows, left = _ranked(question, searches)
-    outcomes = sensitivity(first, question.processes) if question.sensitivity else []
+    tried = sensitivity(first) if question.sensitivity else []
+    shares = question.processes if first.tally.legal > WORTH else 1
+    calls: list[Callable[[], Any]] = [partial(training_rows, rows), *tried]
+    shown, *outcomes = together(calls, shares)
     tree = plan_answer(
-        first, rows, outcomes, by=question.by, command=question.command,
+        first, rows, shown, outcomes, by=question.by, command=question.command,
         sizes=[found.grid.gpus for found in searches],
     )  # fmt: skip
     tree["left_out"] = left

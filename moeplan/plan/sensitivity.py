@@ -8,8 +8,9 @@ it kept too few, it is run again as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from moeplan.arrays import np
@@ -18,9 +19,8 @@ from moeplan.cluster.layout import Layout
 from moeplan.parallel import TrainingJob, TrainingPlan
 from moeplan.plan.grid import Grid
 from moeplan.plan.tally import SLACK
-from moeplan.plan.training import WORTH, Found, search_training
+from moeplan.plan.training import Found, search_training
 from moeplan.quantity import Quantity, Source, plain
-from moeplan.workers import spread
 
 __all__ = ["Change", "Outcome", "changes", "other_memory", "scaled", "sensitivity"]
 
@@ -83,18 +83,16 @@ def scaled(given: Quantity | None, factor: float) -> Any:
     return Quantity.given(given.value * factor, given.unit, given.symbol, source)
 
 
-def sensitivity(found: Found, workers: int = 1) -> list[Outcome]:
-    """The best layout under each change."""
+def sensitivity(found: Found) -> list[Callable[[], Outcome]]:
+    """For each change a call that finds the best layout under it."""
     plan = found.grid.plan
     if not found.tally.near.shape[1]:
         return []
-    tried = [
-        change
+    return [
+        partial(_outcome, found, change)
         for change in changes(plan.cluster, plan.job)
         if not change.name.startswith("imbalance") or plan.spec.moe is not None
     ]
-    shares = min(workers, len(tried)) if found.tally.legal > WORTH else 1
-    return list(spread(lambda i: _outcome(found, tried[i]), range(len(tried)), shares))
 
 
 def _outcome(found: Found, change: Change) -> Outcome:

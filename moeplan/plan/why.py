@@ -45,7 +45,7 @@ def why_illegal(found: Found) -> list[str]:
     for kinds in found.kinds:
         for rule in grid.plan.rules(kinds):
             with quiet(True):
-                holds = np.broadcast_to(evaluate(rule.holds, symbols), grid.combination.shape)
+                holds = np.broadcast_to(evaluate(rule.holds, symbols), grid.columns["pp"].shape)
             broken[rule.name] = max(broken.get(rule.name, 0), int(holds.sum()))
     never = [name for name, count in broken.items() if not count]
     if never:

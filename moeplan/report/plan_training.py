@@ -10,7 +10,6 @@ from moeplan.arrays import np
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
 from moeplan.parallel import BINDS, TrainingPlan
-from moeplan.plan.bands import training_rows
 from moeplan.plan.sensitivity import Outcome, other_memory
 from moeplan.plan.sizing import Sized
 from moeplan.plan.training import Found, Row
@@ -32,13 +31,15 @@ PARTS = ("compute", "recompute", "tp", "ep", "cp", "pp", "dp", "bubble", "optimi
 def plan_answer(
     found: Found,
     ranked: Sequence[Row],
+    shown: Sequence[tuple[dict[str, Any], list[float]]],
     outcomes: Sequence[Outcome],
     *,
     by: str,
     command: Callable[[Cluster], str],
     sizes: Sequence[int],
 ) -> dict[str, Any]:
-    """All of a search. ranked: the best layouts with the search that found each, in order.
+    """All of a search. ranked: the best layouts with the search that found each, in order, and
+    shown their `training_rows`. outcomes: of `sensitivity`.
 
     command: the command that shows one layout of a cluster, with {} for the layout. sizes: numbers
     of GPUs that were searched.
@@ -46,7 +47,7 @@ def plan_answer(
     plan = found.grid.plan
     rows = [
         {**row(r, answer, command(r.found.grid.plan.cluster)), "band": band}
-        for r, (answer, band) in zip(ranked, training_rows(ranked), strict=True)
+        for r, (answer, band) in zip(ranked, shown, strict=True)
     ]
     measure = {"time": _per_token, "cost": _gpu_per_token, "gpus": _per_token}[by]
     for entry in rows:

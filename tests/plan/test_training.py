@@ -15,8 +15,7 @@ from moeplan.cluster.hardware import cluster
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.load import load_config, load_preset
-from moeplan.parallel import Overheads, TrainingJob, TrainingPlan
-from moeplan.plan import grid as grids
+from moeplan.parallel import Overheads, TrainingJob, TrainingPlan, axes
 from moeplan.plan import training
 from moeplan.plan.front import Front, undominated
 from moeplan.plan.grid import Grid
@@ -128,14 +127,17 @@ def test_any_number_of_workers_gives_the_same(small, monkeypatch):
     assert one.tally.least[0] == two.tally.least[0]
 
 
-def test_pieces_of_a_grid_are_the_grid(small, monkeypatch):
+def test_axes_that_few_layouts_share_give_the_same(small, monkeypatch):
     plan = plan_of(small)
     whole = search_training(plan, Space(), 4, 8)
-    monkeypatch.setattr(grids, "_MOST_COMBINATIONS", 7)
-    pieces = search_training(plan, Space(), 4, 8)
-    assert np.array_equal(whole.tally.near, pieces.tally.near)
-    assert np.array_equal(whole.tally.front.second, pieces.tally.front.second)
-    assert (whole.tally.legal, whole.tally.fit) == (pieces.tally.legal, pieces.tally.fit)
+    monkeypatch.setattr(axes, "_FEW", 0)
+    monkeypatch.setattr(axes, "_DENSE", 0)
+    alone = search_training(plan, Space(), 4, 8)
+    assert whole.grid.axes.degrees["tp"].shape != alone.grid.axes.degrees["tp"].shape
+    assert np.array_equal(whole.tally.near[:4], alone.tally.near[:4])
+    assert whole.tally.near == pytest.approx(alone.tally.near, rel=1e-12)
+    assert whole.tally.front.second == pytest.approx(alone.tally.front.second, rel=1e-12)
+    assert (whole.tally.legal, whole.tally.fit) == (alone.tally.legal, alone.tally.fit)
 
 
 @cache
@@ -189,7 +191,7 @@ def test_better_hardware_never_makes_the_best_worse(figure, factor):
 def test_sensitivity_is_the_search_run_again():
     found = mixtral()
     plan = found.grid.plan
-    outcomes = {o.name: o for o in sensitivity(found)}
+    outcomes = {o.name: o for o in (call() for call in sensitivity(found))}
     tried = list(changes(plan.cluster, plan.job))
     assert set(outcomes) == {c.name for c in tried}
     for change in tried:
@@ -234,7 +236,7 @@ def test_a_dense_model_has_no_experts_to_divide():
     found = search_training(plan, Space(), 8, 32)
     assert {int(x) for x in found.grid.columns["ep"] * found.grid.columns["etp"]} == {1}
     assert found.tally.fit
-    assert not any(o.name.startswith("imbalance") for o in sensitivity(found))
+    assert not any(o.name.startswith("imbalance") for o in (call() for call in sensitivity(found)))
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 6, 7, 8, 24, 1000])
@@ -273,9 +275,9 @@ def test_a_front_holds_what_nothing_beats(points):
 def test_a_grid_names_each_combination_once():
     plan = TrainingPlan(load_preset("mixtral"), cluster("h100x16"), TrainingJob())
     grid = Grid.of(plan, Space(), 16, 64)
-    names = list(grid.degrees)
-    for name in names:
-        assert np.array_equal(grid.degrees[name][grid.combination], grid.columns[name])
-    rows = np.stack([grid.degrees[n] for n in names])
+    for name in axes.DEGREES:
+        found = grid.axes.located.take(grid.axes.degrees[name])
+        assert np.array_equal(found, grid.columns[name]), name
+    rows = np.stack(list(grid.columns.values()))
     assert np.unique(rows, axis=1).shape == rows.shape
     assert Layout(**grid.columns, batch=64.0).is_many
