@@ -14,7 +14,7 @@ from typing import Any
 
 from moeplan.arrays import is_array, np
 from moeplan.calc import add, calc, value
-from moeplan.cluster.hardware import Cluster, price, prices
+from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import NUMBERS, Layout
 from moeplan.cluster.network import strides
 from moeplan.cluster.rules import Rule, check, legal, rules
@@ -23,10 +23,10 @@ from moeplan.model.spec import ModelSpec
 from moeplan.parallel.divide import widths
 from moeplan.parallel.inference import Inference
 from moeplan.parallel.jobs import ServingJob
+from moeplan.parallel.money import hourly
 from moeplan.parallel.optime import RowTimes
 from moeplan.parallel.ranksums import largest
 from moeplan.quantity import Number, Quantity, plain
-from moeplan.units import parse
 
 __all__ = ["SERVING_BINDS", "ServingPlan", "evaluate_serving", "explain_serving"]
 
@@ -368,14 +368,7 @@ class ServingPlan:
 
     def price(self) -> Any:
         """Dollars per GPU-hour; nan where none is known."""
-        given, device = self.job.price, self.cluster.gpu.id
-        if given is None:
-            return price(device).per_hour if prices(device) else float("nan")
-        if isinstance(given, str):
-            if "$" in given:
-                return parse(given, "money", where="price")
-            return price(device, given).per_hour
-        return given
+        return hourly(self.job.price, self.cluster.gpu.id)
 
     def _seen(self, v: dict[str, Any], out: dict[str, Any], batch: Any) -> Any:
         """TPOT as users see it, for a batch."""

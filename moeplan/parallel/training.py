@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from moeplan.arrays import is_array, np
 from moeplan.calc import calc, value
-from moeplan.cluster.hardware import Cluster, all_in_power, price, prices
+from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import NUMBERS, Layout
 from moeplan.cluster.network import Collectives, Network
 from moeplan.cluster.rules import Rule, check, legal, rules
@@ -22,6 +22,7 @@ from moeplan.parallel.costs import PieceCost
 from moeplan.parallel.divide import Degrees, Divided, widths
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.lookup import CHUNK, Tables, piece_counts, some
+from moeplan.parallel.money import hourly, run_bill
 from moeplan.parallel.optime import RowTimes, row_times
 from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
 from moeplan.parallel.stages import Pieces, Rank, places, ranks
@@ -29,7 +30,6 @@ from moeplan.parallel.step import StepInputs, training_step
 from moeplan.parallel.table import Coster
 from moeplan.parallel.views import message_rows, rank_rows
 from moeplan.quantity import Number, Quantity, Source, plain
-from moeplan.units import parse
 
 __all__ = ["BINDS", "TrainingPlan", "evaluate_training", "explain_training"]
 
@@ -292,7 +292,7 @@ class TrainingPlan:
         out["tokens_per_second_per_gpu"] = calc(
             "rate/gpus", "tokens/s", rate=out["tokens_per_second"], gpus=gpus
         )
-        self._bill(out, gpus, own)
+        out |= run_bill(self.job, self.cluster.gpu.id, out["tokens_per_second"], gpus, own)
         parts = [value(out[f"time_{name}"]) for name in _BINDING]
         at = np.argmax(np.stack(np.broadcast_arrays(*parts)), axis=0)
         binds = np.where(out["fits"], at, BINDS.index("memory"))
@@ -305,30 +305,9 @@ class TrainingPlan:
         source = Source("config", "model FLOPs, see `estimate`, flops")
         return Quantity.given(number, unit, symbol, source)
 
-    def _bill(self, out: dict[str, Any], gpus: Any, own: Callable[[Any], Any]) -> None:
-        """Seconds, GPU-hours, dollars and joules of the run; nan where something is not known."""
-        job, unknown = self.job, float("nan")
-        rate = out["tokens_per_second"]
-        tokens = unknown if job.tokens is None else own(job.tokens)
-        out["seconds"] = calc("tokens/rate", "s", tokens=tokens, rate=rate)
-        out["gpu_hours"] = calc("seconds*gpus/3600", "h", seconds=out["seconds"], gpus=gpus)
-        each = own(self.price())
-        out["dollars"] = calc("hours*price", "$", hours=out["gpu_hours"], price=each)
-        power = job.power if job.power is not None else all_in_power(self.cluster.gpu.id)
-        watts = unknown if power is None else own(power)
-        out["energy"] = calc("seconds*gpus*watts", "J", seconds=out["seconds"], gpus=gpus,
-                             watts=watts)  # fmt: skip
-
     def price(self) -> Any:
         """Dollars per GPU-hour; nan where none is known."""
-        given, device = self.job.price, self.cluster.gpu.id
-        if given is None:
-            return price(device).per_hour if prices(device) else float("nan")
-        if isinstance(given, str):
-            if "$" in given:
-                return parse(given, "money", where="price")
-            return price(device, given).per_hour
-        return given
+        return hourly(self.job.price, self.cluster.gpu.id)
 
     # -------------------------------------------------------------------------------- arrays
     def _many(self, layout: Layout, gpus: Any) -> dict[str, Any]:

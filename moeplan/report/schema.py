@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from moeplan.report.schema_time import ExchangeTime, Number, Section, Time
 
 __all__ = ["EstimateDocument", "json_schema"]
 
-Number = int | float
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """What the model is."""
 
     name: str
@@ -47,7 +43,7 @@ class ModelSection(_Section):
     topk_group: int | None = None
 
 
-class ActiveByDefinition(_Section):
+class ActiveByDefinition(Section):
     """Parameters that one token touches, by definition: in expectation, where that varies."""
 
     all: Number
@@ -64,7 +60,7 @@ class ActiveParameters(ActiveByDefinition):
     by_component: dict[str, Number]
 
 
-class ActiveRange(_Section):
+class ActiveRange(Section):
     """The ends between which zero-computation experts let a token's parameters vary."""
 
     fewest: ActiveByDefinition
@@ -73,7 +69,7 @@ class ActiveRange(_Section):
     """All of them do."""
 
 
-class LayerParameters(_Section):
+class LayerParameters(Section):
     """One kind of layer."""
 
     name: str
@@ -84,7 +80,7 @@ class LayerParameters(_Section):
     by_component: dict[str, int]
 
 
-class Parameters(_Section):
+class Parameters(Section):
     """Counts of trained parameters; each tensor once, MTP modules and buffers apart."""
 
     total: int
@@ -102,7 +98,7 @@ class Parameters(_Section):
     by_layer: list[LayerParameters]
 
 
-class FlopsOfMask(_Section):
+class FlopsOfMask(Section):
     """The same counts under the other attention mask."""
 
     forward_per_token: Number
@@ -110,7 +106,7 @@ class FlopsOfMask(_Section):
     forward_per_sequence: Number
 
 
-class Flops(_Section):
+class Flops(Section):
     """FLOPs; a multiply-add is 2. Training is three times the forward pass."""
 
     context: int
@@ -128,7 +124,7 @@ class Flops(_Section):
     training_per_token_with_mtp: Number | None = None
 
 
-class Cache(_Section):
+class Cache(Section):
     """Keys, values, latents and recurrent state, in bytes."""
 
     format: str
@@ -145,7 +141,7 @@ class Cache(_Section):
     """For `batch` sequences of `context` tokens."""
 
 
-class LayerActivations(_Section):
+class LayerActivations(Section):
     """Kept activations of one layer, in bytes."""
 
     name: str
@@ -158,7 +154,7 @@ class LayerActivations(_Section):
     """Full recomputation: the layer's input."""
 
 
-class TrainingMemory(_Section):
+class TrainingMemory(Section):
     """Training state of all parameters, undivided, in bytes."""
 
     optimizer: str
@@ -172,7 +168,7 @@ class TrainingMemory(_Section):
     activations_per_layer: list[LayerActivations]
 
 
-class ServingMemory(_Section):
+class ServingMemory(Section):
     """Weights and cache against a GPU's capacity, in bytes."""
 
     weights: Number
@@ -183,7 +179,7 @@ class ServingMemory(_Section):
     gpus_at_least: int
 
 
-class Memory(_Section):
+class Memory(Section):
     """Memory in bytes."""
 
     weights: Number
@@ -195,7 +191,7 @@ class Memory(_Section):
     serving: ServingMemory
 
 
-class TrafficOfDirection(_Section):
+class TrafficOfDirection(Section):
     """Bytes that one GPU sends."""
 
     local: Number
@@ -210,33 +206,14 @@ class TrafficOfDirection(_Section):
     """Upper bound for the fullest GPU, for the imbalance given."""
 
 
-class Exchange(_Section):
+class Exchange(Section):
     """Dispatch and combine."""
 
     dispatch: TrafficOfDirection
     combine: TrafficOfDirection
 
 
-class Bounds(_Section):
-    """Seconds, with the band of what they come from."""
-
-    lower: Number
-    expected: Number
-    upper: Number
-
-
-class ExchangeTime(_Section):
-    """Seconds of dispatch and combine in one MoE layer, and of all layers, nothing hidden."""
-
-    dispatch: Bounds
-    combine: Bounds
-    forward_step: Bounds
-    training_step: Bounds
-    origin: Literal["measured", "assumed"]
-    source: str
-
-
-class AllToAllSection(_Section):
+class AllToAllSection(Section):
     """Expert-parallel exchange; null for a dense model."""
 
     tokens: int
@@ -255,97 +232,7 @@ class AllToAllSection(_Section):
     """Null where a link that is needed has no bandwidth on file."""
 
 
-class FloorRow(_Section):
-    """One operation of one layer; seconds, FLOPs, bytes."""
-
-    layer: str
-    layers: int
-    op: str
-    component: str
-    flops: Number
-    bytes: Number
-    compute: Number
-    memory: Number
-    lower: Number
-    upper: Number
-    bound: Literal["compute", "memory"]
-
-
-class CalibratedRow(_Section):
-    """Expected time of one operation of one layer, seconds."""
-
-    layer: str
-    op: str
-    lower: Number
-    expected: Number
-    upper: Number
-    origin: str
-    """measured, or assumed where the constants were carried over or taken from elsewhere."""
-    calibration: str
-    outside: str
-    """Numbers of the shape that lie beyond the calibrated range."""
-
-
-class AssumedTimes(_Section):
-    """Ops whose times were not measured on this GPU, and what they were taken from."""
-
-    ops: str
-    why: str
-
-
-class Calibrated(_Section):
-    """Expected time of a pass with the band of the calibration's own held-out errors, seconds."""
-
-    lower: Number
-    expected: Number
-    upper: Number
-    band: Number
-    """Half the width in parts of the expected time."""
-    tokens_per_second: Number
-    measured: Number
-    """Part of the expected time that comes from ops measured on this GPU."""
-    origin: str
-    calibrations: list[str]
-    assumed: list[AssumedTimes]
-    """What the rest of the time rests on."""
-    outside: list[str]
-    """Numbers of shapes beyond the calibrated range, with their rows: "n of router"."""
-    rows: list[CalibratedRow]
-
-
-class Pass(_Section):
-    """Floor of one pass in seconds, and tokens per second at it."""
-
-    tokens: int
-    lower_tokens_per_second: Number
-    sequential_tokens_per_second: Number
-    upper_tokens_per_second: Number
-    lower: Number
-    """Everything overlaps."""
-    sequential: Number
-    """Operations one after the other, each at its own roofline."""
-    upper: Number
-    """Nothing overlaps."""
-    compute: Number
-    memory: Number
-    rows: list[FloorRow]
-    calibrated: Calibrated | None
-    """Null where no calibration knows the GPU."""
-
-
-class Time(_Section):
-    """The datasheet's floor on one GPU, memory capacity aside."""
-
-    kind: Literal["floor"]
-    gpu: str
-    peaks: dict[str, Number]
-    bandwidth: Number
-    prefill: Pass
-    decode: Pass
-    training: Pass
-
-
-class Dollars(_Section):
+class Dollars(Section):
     """Dollars per million tokens at the floor, and at the expected time."""
 
     lower: Number
@@ -355,7 +242,7 @@ class Dollars(_Section):
     """Null where no calibration knows the GPU."""
 
 
-class Cost(_Section):
+class Cost(Section):
     """Cost at the floor; null where no price of the GPU is known."""
 
     gpu: str
@@ -366,7 +253,7 @@ class Cost(_Section):
     training_dollars_per_million_tokens: Dollars
 
 
-class StepCost(_Section):
+class StepCost(Section):
     """FLOPs, bytes and floor in seconds of a step of the batch, or of one token of it."""
 
     flops: Number
@@ -376,7 +263,7 @@ class StepCost(_Section):
     upper: Number
 
 
-class Speedup(_Section):
+class Speedup(Section):
     """Tokens per second over those without speculation, by floor."""
 
     lower: Number
@@ -384,7 +271,7 @@ class Speedup(_Section):
     upper: Number
 
 
-class Speculation(_Section):
+class Speculation(Section):
     """Decoding with drafts of the MTP modules; null where none was asked for or none can draft."""
 
     draft: int
@@ -407,7 +294,7 @@ class Speculation(_Section):
     speedup: Speedup
 
 
-class Assumption(_Section):
+class Assumption(Section):
     """A value that neither the file nor the user gave."""
 
     symbol: str
@@ -416,7 +303,7 @@ class Assumption(_Section):
     why: str
 
 
-class EstimateDocument(_Section):
+class EstimateDocument(Section):
     """The result of `moeplan estimate --json`."""
 
     schema_version: str = Field(pattern=r"^\d+\.\d+$")
