@@ -153,7 +153,13 @@ def legal(layout: Layout, found: Iterable[Rule], **facts: Number) -> Any:
 def broken_rules(layout: Layout, found: Iterable[Rule], **facts: Number) -> list[str]:
     """Messages of the rules that one layout breaks, in order."""
     values = {**layout.values, **facts}
-    return [r.message.format(**values) for r in found if not evaluate(r.holds, values)]
+    shown = {name: _shown(number) for name, number in values.items()}
+    return [r.message.format(**shown) for r in found if not evaluate(r.holds, values)]
+
+
+def _shown(number: Number) -> Number | str:
+    """A number for a message: a part of a microbatch needs no sixteen digits."""
+    return f"{number:.4g}" if isinstance(number, float) and number % 1 else number
 
 
 def check(layout: Layout, found: Iterable[Rule], **facts: Number) -> None:

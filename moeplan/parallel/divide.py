@@ -67,7 +67,7 @@ class Degrees:
     """The degrees that divide rows, with the workload; numbers, quantities or arrays.
 
     B: sequences of a microbatch. S: new tokens of each. C: its context. sp: sequence parallelism
-    (kind). imbalance: (token, expert) pairs of the most loaded GPU over the mean. explained: keep
+    (kind). imbalance: (token, expert) pairs of the most loaded GPU over the mean, see `load`. explained: keep
     quantities. share: B/(cp·tp), where it is known to vary along fewer axes than these.
     """
 
@@ -167,11 +167,19 @@ class Divided:
             return calc(f"max(1, per({name}, tp))", "", **{name: whole, "tp": tp})
         return calc(f"per({name}, tp)", "", **{name: whole, "tp": tp})
 
+    def load(self, moe: MoE) -> Any:
+        """(token, expert) pairs of the most loaded GPU over the mean: the given imbalance, as far
+        as the tokens of all GPUs of a group can cause it. A GPU alone has its own tokens only.
+        """
+        d = self.degrees
+        symbols = moe.symbols if d.explained else moe.values
+        return calc("min(imbalance, ep, E/each)", "", imbalance=d.imbalance, ep=d.ep,
+                    E=symbols["E"], each=symbols[moe.each])  # fmt: skip
+
     def _experts(self, block: MoE, symbols: dict[str, Any]) -> dict[str, Any]:
         d = self.degrees
-        rows = calc(
-            "share*etp*imbalance", "sequences", share=self.share, etp=d.etp, imbalance=d.imbalance
-        )
+        load = self.load(block)
+        rows = calc("share*etp*load", "sequences", share=self.share, etp=d.etp, load=load)
         each = {"each": symbols[block.each], "E": symbols["E"], "ep": d.ep, "S": d.S, "B": rows}
         # the tokens of all GPUs of the group may meet a GPU's experts
         reached = calc("per(E, ep)*(1 - (1 - each/E)**(B*S*ep))", "experts", **each)

@@ -14,6 +14,7 @@ from moeplan.cluster.layout import Layout, Schedule
 from moeplan.errors import UserError
 from moeplan.parallel.axes import DEGREES, Axes
 from moeplan.parallel.costs import COLUMNS
+from moeplan.parallel.memory import WHOLE_FROM
 from moeplan.parallel.ranksums import Looked, RankSums
 from moeplan.parallel.stages import Rank, places, ranks
 
@@ -59,12 +60,12 @@ class Tables:
         at = self.places.find([v["pp"], v["vpp"], rounds], self._fill_ranks)
         pair, place = np.unique(rows * len(self.rank_rows) + at, return_inverse=True)
         size = len(self.rank_rows)
-        gathers = bool((v["zero"] >= 3).any())
+        shards = bool((v["zero"] >= WHOLE_FROM).any())
         found = []
         for start in range(0, pair.size, CHUNK):
             part = pair[start : start + CHUNK]
             looked = self._look(part // size, part % size)
-            found.append(self.plan.sums(self.layout, looked, gathers=gathers).all())
+            found.append(self.plan.sums(self.layout, looked, shards=shards).all())
         numbers = {
             name: np.concatenate(
                 [np.broadcast_to(s[name], (min(CHUNK, pair.size - i * CHUNK),))

@@ -1,8 +1,9 @@
 """Bytes on one GPU of a pipeline rank: state by ZeRO stage, activations, buffers, overheads.
 
 What is copied over data parallelism, and so divided by ZeRO, differs: dense tensors over cp·dp
-ranks, experts over edp. Gradient and weight shards need the whole tensors of a layer for a while:
-two layers' (one computed with, one prefetched) count as buffers.
+ranks, experts over edp. Shards need the whole tensors of a layer for a while, which count as
+buffers: weights of two layers (one computed with, one prefetched), and gradients of one, until they
+are reduced and scattered.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from moeplan.calc import add, calc, value
 from moeplan.estimation.memory import Optimizer
 from moeplan.parallel.jobs import Overheads
 
-__all__ = ["MEMORY_PARTS", "owned", "rank_memory", "with_overheads"]
+__all__ = ["MEMORY_PARTS", "WHOLE_FROM", "owned", "rank_memory", "with_overheads"]
 
 MEMORY_PARTS = (
     "weights", "gradients", "optimizer", "activations", "buffers", "framework", "fragmentation",
 )  # fmt: skip
+
+
+WHOLE_FROM = 2
+"""ZeRO stage from which a layer's gradients (then also weights) are whole for a while only."""
 
 
 def owned(dense: Any, experts: Any, zero: Any, least: int, dense_group: Any, edp: Any) -> Any:
@@ -52,7 +57,7 @@ def rank_memory(
 
     dense, experts: parameters it holds. kept: activations of the microbatches in flight.
     workspace: tensors that are computed again, of one layer. buffer: of exchanges. layer:
-    parameters of its largest layer, gathered under ZeRO-3.
+    parameters of its largest layer, whole for a while from ZeRO stage WHOLE_FROM on.
     """
     parts: dict[str, Any] = {}
     sizes = {
@@ -65,11 +70,12 @@ def rank_memory(
         parts[name] = calc("each*parameters", "B", each=each, parameters=count)
     parts["activations"] = calc("kept + workspace", "B", kept=kept, workspace=workspace)
     parts["buffers"] = calc(
-        "exchange + pick(zero >= 3, 2*each*layer, 0)",
+        "exchange + pick(zero >= 3, 2*weights*layer, 0) + pick(zero >= 2, gradients*layer, 0)",
         "B",
         exchange=buffer,
         zero=zero,
-        each=optimizer.weights,
+        weights=optimizer.weights,
+        gradients=optimizer.gradients,
         layer=layer,
     )
     share = overheads.fragmentation

@@ -103,19 +103,19 @@ class RankSums:
         return RankSums({name: a.take(at) for name, a in self.numbers.items()}, self.count)
 
 
-def rank_sums(looked: Looked, *, halves: bool, gathers: bool, recomputes: bool) -> RankSums:
+def rank_sums(looked: Looked, *, halves: bool, shards: bool, recomputes: bool) -> RankSums:
     """Add up tables. halves: a rank runs half of the microbatches through each of its two stages
-    (DualPipe). gathers, recomputes: whether some layout gathers weights, or computes rows again.
+    (DualPipe). shards, recomputes: whether some layout shards weights, or computes rows again.
     """
-    return _Sums(looked, halves, gathers, recomputes)
+    return _Sums(looked, halves, shards, recomputes)
 
 
 class _Sums(RankSums):
     """Numbers made from tables that were looked up."""
 
-    def __init__(self, looked: Looked, halves: bool, gathers: bool, recomputes: bool) -> None:
+    def __init__(self, looked: Looked, halves: bool, shards: bool, recomputes: bool) -> None:
         super().__init__({}, len(looked.held))
-        self.looked, self.gathers, self.recomputes = looked, gathers, recomputes
+        self.looked, self.shards, self.recomputes = looked, shards, recomputes
         self.shares = [
             [n if n is None or not halves else calc("n/2", "", n=n) for n in vector]
             for vector in looked.held
@@ -158,7 +158,7 @@ class _Sums(RankSums):
         if name == "buffer":
             return self._most(held, "buffer", "B")
         if name == "layer":
-            if not self.gathers:
+            if not self.shards:
                 return 0
             most = {n: self._most(held, n, "parameters") for n in ("dense", "experts")}
             return calc("dense + experts", "parameters", **most)

@@ -17,7 +17,7 @@ from moeplan.cluster.layout import Layout, Schedule
 from moeplan.parallel.axes import Axes, Terms
 from moeplan.parallel.jobs import Overheads
 from moeplan.parallel.lookup import piece_counts, some
-from moeplan.parallel.memory import with_overheads
+from moeplan.parallel.memory import WHOLE_FROM, with_overheads
 from moeplan.parallel.ranksums import Looked, RankSums, largest
 from moeplan.parallel.stages import Rank, leading, ranks
 from moeplan.parallel.step import (
@@ -89,7 +89,7 @@ class Scanned:
         self.column = partial(_column, costs)  # that knows nothing of this object: no cycle
         assert coster.located is not None
         self.located = coster.located
-        self.gathers = bool((values["zero"] >= 3).any())
+        self.shards = bool((values["zero"] >= WHOLE_FROM).any())
         self._made: dict[Any, Any] = {}
 
     def sums(self, found: Sequence[Rank], counts: Sequence[Any]) -> RankSums:
@@ -104,7 +104,7 @@ class Scanned:
             names=[p.name for p in self.plan.pieces.all],
             wide=self.located.wide,
         )
-        return self.plan.sums(self.layout, looked, gathers=self.gathers)
+        return self.plan.sums(self.layout, looked, shards=self.shards)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What many places share, made for the first of them."""

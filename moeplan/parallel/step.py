@@ -122,11 +122,11 @@ def in_flight(given: StepInputs, sums: RankSums, c: int) -> Any:
 
 
 class StateBytes(NamedTuple):
-    """Bytes of state a parameter on a GPU: of dense tensors, of experts, and of gathered layers."""
+    """Bytes a parameter on a GPU: of dense tensors, of experts, and of a layer that is whole."""
 
     dense: Any
     experts: Any
-    gathered: Any
+    whole: Any
 
 
 def state_bytes(given: StepInputs, groups: dict[str, Any]) -> StateBytes:
@@ -139,8 +139,9 @@ def state_bytes(given: StepInputs, groups: dict[str, Any]) -> StateBytes:
         for least, bytes_ in each.items():
             size = size + bytes_ * calc(f"pick(zero >= {least}, 1/n, 1)", zero=zero, n=n)
         bytes_of.append(size)
-    gathered = calc("pick(zero >= 3, 2*each, 0)", zero=zero, each=o.weights)
-    return StateBytes(bytes_of[0], bytes_of[1], gathered)
+    formula = "pick(zero >= 3, 2*weights, 0) + pick(zero >= 2, gradients, 0)"
+    whole = calc(formula, zero=zero, weights=o.weights, gradients=o.gradients)
+    return StateBytes(bytes_of[0], bytes_of[1], whole)
 
 
 def resting_bytes(sums: RankSums, c: int, state: StateBytes) -> Any:
@@ -149,7 +150,7 @@ def resting_bytes(sums: RankSums, c: int, state: StateBytes) -> Any:
         value(sums[name, c]) for name in ("dense", "experts", "work", "buffer", "layer")
     )
     out = dense * state.dense + experts * state.experts + (work + buffer)
-    return out + state.gathered * layer if is_array(layer) or layer else out
+    return out + state.whole * layer if is_array(layer) or layer else out
 
 
 def _used_bytes(given: StepInputs, sums: RankSums, c: int, state: StateBytes) -> Any:

@@ -257,7 +257,7 @@ class Coster:
         moe, d = moes[0], self.own.degrees
         symbols = moe.symbols if d.explained else moe.values
         size = calc(
-            "pick(ep*etp > 1, 2*width*T*each*D*imbalance, 0)",
+            "pick(ep*etp > 1, 2*width*T*each*D*load, 0)",
             "B",
             ep=d.ep,
             etp=d.etp,
@@ -265,6 +265,6 @@ class Coster:
             T=self.own.routed_tokens,
             each=symbols[moe.each],
             D=symbols[moe.width],
-            imbalance=self.job.imbalance,
+            load=self.own.load(moe),
         )
         return size if self.located is None else Terms.of(size)

@@ -22,6 +22,7 @@ from moeplan.parallel.costs import PieceCost
 from moeplan.parallel.divide import Degrees, Divided, widths
 from moeplan.parallel.jobs import TrainingJob
 from moeplan.parallel.lookup import CHUNK, Tables, piece_counts, some
+from moeplan.parallel.memory import WHOLE_FROM
 from moeplan.parallel.money import hourly, run_bill
 from moeplan.parallel.optime import RowTimes, row_times
 from moeplan.parallel.ranksums import Looked, RankSums, rank_sums
@@ -175,7 +176,7 @@ class TrainingPlan:
         costs = self.costs(layout, v, explained=explained)
         every = self.rank_list(layout)
         looked = self.looked(layout, costs, places(every), every)
-        sums = self.sums(layout, looked, gathers=layout.values["zero"] >= 3)
+        sums = self.sums(layout, looked, shards=layout.values["zero"] >= WHOLE_FROM)
         out = self._finish(layout, v, training_step(self.inputs(layout, v), sums))
         if explained:
             out["pieces"] = {
@@ -185,12 +186,12 @@ class TrainingPlan:
             out["ranks"] = every
         return out
 
-    def sums(self, layout: Layout, looked: Looked, *, gathers: bool) -> RankSums:
+    def sums(self, layout: Layout, looked: Looked, *, shards: bool) -> RankSums:
         """What the deciding ranks hold and take."""
         return rank_sums(
             looked,
             halves=layout.schedule == "dualpipe",
-            gathers=gathers,
+            shards=shards,
             recomputes=layout.recompute != "none",
         )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeplan.calc import value
 from moeplan.cluster.layout import Layout
+from moeplan.parallel.memory import WHOLE_FROM
 from moeplan.parallel.step import data_groups, data_messages, pipeline_messages, step_memory
 from moeplan.parallel.traffic import Message
 
@@ -26,7 +27,7 @@ def rank_rows(plan: TrainingPlan, layout: Layout) -> list[dict[str, Any]]:
     out: dict[int, dict[str, Any]] = {}
     for rank in plan.rank_list(layout):
         looked = plan.looked(layout, costs, (rank,), plan.rank_list(layout))
-        sums = plan.sums(layout, looked, gathers=v["zero"] >= 3)
+        sums = plan.sums(layout, looked, shards=v["zero"] >= WHOLE_FROM)
         found: dict[str, Any] = {"rank": rank.number}
         step_memory(given, sums, groups, found)
         found |= {"dense": sums["dense", 0], "experts": sums["experts", 0]}
@@ -71,7 +72,7 @@ def message_rows(plan: TrainingPlan, layout: Layout) -> list[dict[str, Any]]:
             add_row(message, times * share * v["m"] * passes)
     given = plan.inputs(layout, v)
     groups = data_groups(given)
-    sums = plan.sums(layout, looked, gathers=False)
+    sums = plan.sums(layout, looked, shards=False)
     for message in pipeline_messages(given, groups) + data_messages(given, groups, sums):
         add_row(message, message.forward + message.backward)
     return sorted(rows.values(), key=lambda row: -row["seconds"])

@@ -10,6 +10,7 @@ from moeplan.arrays import np
 from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.hardware import gpus as all_gpus
 from moeplan.cluster.layout import Layout, quiet
+from moeplan.cluster.rules import broken_rules
 from moeplan.errors import UserError
 from moeplan.plan.grid import Grid, domain_of
 from moeplan.plan.options import gpus_of
@@ -40,18 +41,29 @@ def why_illegal(found: Found) -> list[str]:
         if grid.space.pins:
             return [f"{out[0]} under {_options(grid.space.pins)}", *_freed(found)]
         return [*out, f"--gbs {other} is divided by all of them"]
-    broken: dict[str, int] = {}
-    symbols = {**grid.many.values, **grid.plan.facts(gpus)}
+    return [_nearest(found)]
+
+
+def _nearest(found: Found) -> str:
+    """The layout that breaks the fewest rules, and how it breaks them."""
+    grid, plan = found.grid, found.grid.plan
+    facts = plan.facts(grid.gpus)
+    fewest, nearest = np.inf, found.kinds[0]
     for kinds in found.kinds:
-        for rule in grid.plan.rules(kinds):
+        usual = (2,) if kinds.schedule == "interleaved" else (1,)
+        for vpp in grid.space.pins.get("vpp", usual):
+            given = {"vpp": vpp, "batch": grid.batch, "zero": int(grid.zero.flat[0])}
+            symbols = {**kinds.at({**grid.columns, **given}).values, **facts}
+            broken = np.zeros(grid.size)
             with quiet(True):
-                holds = np.broadcast_to(evaluate(rule.holds, symbols), grid.columns["pp"].shape)
-            broken[rule.name] = max(broken.get(rule.name, 0), int(holds.sum()))
-    never = [name for name, count in broken.items() if not count]
-    if never:
-        return [f"no combination keeps the rule of {', '.join(never)}"]
-    least = sorted(broken, key=lambda name: broken[name])[:3]
-    return [f"no combination keeps all rules; the fewest keep those of {', '.join(least)}"]
+                for rule in plan.rules(kinds):
+                    broken += np.logical_not(evaluate(rule.holds, symbols))
+            at = int(broken.argmin())
+            if broken[at] < fewest:
+                row = {name: int(column[at]) for name, column in grid.columns.items()}
+                fewest, nearest = broken[at], kinds.at({**row, **given})
+    said = broken_rules(nearest, plan.rules(nearest), **facts)
+    return f"the nearest to a legal one, {nearest}: {'; '.join(said)}"
 
 
 def _options(pins: Mapping[str, Sequence[int]]) -> str:
