@@ -43,6 +43,9 @@ def show_plan(answer: Any, how: Shown) -> None:
 
         for path in draw_front(tree, how.plot):
             print(path, file=sys.stderr)
+    if how.save is not None and rows:  # first: a reader such as head may close the output
+        answer.chosen(how.pick - 1).save(how.save)
+        print(how.save, file=sys.stderr)
     exported = _exported(how.export, answer, how) if how.export is not None and rows else None
     full = answer.full(how.pick - 1) if how.explain and rows else ()
     if how.output == "json":
@@ -64,9 +67,6 @@ def show_plan(answer: Any, how: Shown) -> None:
         raise typer.Exit(1)
     if exported is not None:
         sys.stdout.write(f"\n{exported.text()}")
-    if how.save is not None:
-        answer.chosen(how.pick - 1).save(how.save)
-        print(how.save, file=sys.stderr)
 
 
 def check_save(path: Path | None) -> None:

@@ -107,21 +107,25 @@ class Layout:
     split: Split = "even"
 
     def __post_init__(self) -> None:
-        for name in NUMBERS:
-            value = getattr(self, name)
-            if isinstance(value, (list, tuple)) or is_array(value):
-                object.__setattr__(self, name, np.asarray(value, dtype=np.float64))
-            elif value is not None and not isinstance(value, Quantity):
-                _check_number(name, value)
+        wrong = [said for name in NUMBERS if (said := self._wrong_number(name))]
+        wrong += filter(None, (_wrong_word(n, getattr(self, n), few) for n, few in _KINDS.items()))
+        wrong += filter(None, (_wrong_word("recompute=selective", g, DROPS)
+                               for g in self.selective))  # fmt: skip
+        if isinstance(self.split, str) and (said := _wrong_word("split", self.split, _SPLITS)):
+            wrong.append(said)
+        if wrong:
+            raise UserError(f"layout: {'; '.join(wrong)}")
         if self.batch is None:  # one microbatch for each stage of the pipeline
             per_rank = plain(self.microbatch) * plain(self.dp) * plain(self.pp)
             object.__setattr__(self, "batch", per_rank)
-        for name, allowed in _KINDS.items():
-            _check_word(name, getattr(self, name), allowed)
-        for group in self.selective:
-            _check_word("recompute=selective", group, DROPS)
-        if isinstance(self.split, str):
-            _check_word("split", self.split, _SPLITS)
+
+    def _wrong_number(self, name: str) -> str | None:
+        """What is wrong with a single number; arrays become arrays of float64."""
+        value = getattr(self, name)
+        if isinstance(value, (list, tuple)) or is_array(value):
+            object.__setattr__(self, name, np.asarray(value, dtype=np.float64))
+            return None
+        return None if value is None or isinstance(value, Quantity) else _wrong(name, value)
 
     @classmethod
     def parse(cls, text: str, *, gpus: int | None = None) -> Layout:
@@ -250,18 +254,18 @@ def _parsed(name: str, value: str) -> dict[str, Any]:
     return {name: value}
 
 
-def _check_number(name: str, value: Any) -> None:
+def _wrong(name: str, value: Any) -> str | None:
     least = 0 if name == "zero" else 1
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-        raise UserError(f"layout: {name}={value!r} must be a whole number of at least {least}")
+        return f"{name}={value!r} must be a whole number of at least {least}"
     if value < least or (name == "zero" and value > 3):
         allowed = "0, 1, 2 or 3" if name == "zero" else "a whole number of at least 1"
-        raise UserError(f"layout: {name}={value!r} must be {allowed}")
+        return f"{name}={value!r} must be {allowed}"
+    return None
 
 
-def _check_word(name: str, word: str, allowed: tuple[str, ...]) -> None:
-    if word not in allowed:
-        raise UserError(
-            f"layout: {name}={word!r} is not known, it is one of {', '.join(allowed)}"
-            f"{near_miss(str(word), allowed)}"
-        )
+def _wrong_word(name: str, word: str, allowed: tuple[str, ...]) -> str | None:
+    if word in allowed:
+        return None
+    near = near_miss(str(word), allowed)
+    return f"{name}={word!r} is not known, it is one of {', '.join(allowed)}{near}"

@@ -191,7 +191,7 @@ class Network:
         )
 
     def floor(self, op: Collective, size: Any, n: Any, inside: Any) -> Any:
-        """Latency and bytes over the bandwidth of the links; 0 for one GPU."""
+        """Latency and bytes over the bandwidth of the links; 0 for one GPU, and for nothing."""
         rate = calc(
             "pick(inside >= n, up, min(up, inside*out))"
             if op != "send"
@@ -211,5 +211,7 @@ class Network:
             far=self._plain("out_latency", n),
         )
         sent = self.sent(op, size, n)
-        formula = "pick(n > 1, sent/rate + latency, 0)" if op != "send" else "sent/rate + latency"
+        formula = "pick((n > 1) & (sent > 0), sent/rate + latency, 0)"
+        if op == "send":
+            formula = "sent/rate + latency"
         return calc(formula, "s", n=n, sent=sent, rate=rate, latency=latency)

@@ -136,6 +136,11 @@ def rules(layout: Layout, widths: Mapping[str, Iterable[int]], *, experts: bool)
                 f"layers={listed} are {stages} stages, and pp*vpp = {{pp}}*{{vpp}}",
             ),
             Rule("list of layers", f"L == {given}", f"layers={listed} are {given}, not {{L}}"),
+            Rule(
+                "no empty stage",
+                str(all(layout.split[1:-1])),
+                f"layers={listed}: only the first and the last stage may be without layers",
+            ),
         ]
     return out
 

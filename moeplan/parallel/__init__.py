@@ -31,6 +31,7 @@ Keys of `evaluate_training`
                           ops; nothing overlaps and ops are at the slow end
   time_compute, time_recompute, time_tp, time_ep, time_cp, time_pp, time_dp, time_bubble,
   time_optimizer          parts of `step` (exposed parts where communication overlaps)
+  time_dp_all             data-parallel messages, those under compute too
   step_flops, step_flops_full
                           model FLOPs of a step on the whole cluster, causal and every pair
   mfu, mfu_full           of the bf16 peak
@@ -39,7 +40,8 @@ Keys of `evaluate_training`
   dollars, energy         the same ($; J, all-in power), nan where price or power is not known
   sent_scale_up, sent_scale_out
                           bytes that the busiest rank sends in a step, per link tier
-  binds                   index into BINDS: what takes most of the step, or memory if not `fits`
+  binds                   index into BINDS: what takes most of the step, or memory if not `fits`;
+                          data-parallel messages that compute does not cover count in whole
 
 Keys of `evaluate_serving`
   legal, fits, gpus       of one instance; fits: the weights and the job's batch, or one sequence

@@ -67,8 +67,9 @@ class Degrees:
     """The degrees that divide rows, with the workload; numbers, quantities or arrays.
 
     B: sequences of a microbatch. S: new tokens of each. C: its context. sp: sequence parallelism
-    (kind). imbalance: (token, expert) pairs of the most loaded GPU over the mean, see `load`. explained: keep
-    quantities. share: B/(cp·tp), where it is known to vary along fewer axes than these.
+    (kind). imbalance: (token, expert) pairs of the most loaded GPU over the mean, see
+    `Divided.load`. explained: keep quantities. share: B/(cp·tp), where it is known to vary along
+    fewer axes than these.
     """
 
     tp: Any

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from moeplan.arrays import is_array, np
+from moeplan.arrays import is_array, np, pick
 from moeplan.calc import calc, value
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import NUMBERS, Layout
@@ -295,6 +295,9 @@ class TrainingPlan:
         )
         out |= run_bill(self.job, self.cluster.gpu.id, out["tokens_per_second"], gpus, own)
         parts = [value(out[f"time_{name}"]) for name in _BINDING]
+        # where messages outlast the compute above them, they set the step with what is hidden too
+        waited, every = parts[_BINDING.index("dp")], value(out["time_dp_all"])
+        parts[_BINDING.index("dp")] = pick(waited > 0, every, waited)
         at = np.argmax(np.stack(np.broadcast_arrays(*parts)), axis=0)
         binds = np.where(out["fits"], at, BINDS.index("memory"))
         out["binds"] = binds if is_array(step) else int(binds)

@@ -56,7 +56,7 @@ def message_rows(plan: TrainingPlan, layout: Layout) -> list[dict[str, Any]]:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def add_row(message: Message, times: float) -> None:
-        if not times or value(message.n) == 1:
+        if not times or value(message.n) == 1 or not value(message.size):
             return
         key = (message.group, message.op, message.size, message.out)
         row = rows.setdefault(key, dict.fromkeys(("times", "up", "out", "seconds"), 0.0))

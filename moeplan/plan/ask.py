@@ -18,7 +18,7 @@ from moeplan.plan.chosen import Chosen
 from moeplan.plan.grid import domain_of
 from moeplan.plan.options import gpus_of, machine
 from moeplan.plan.sensitivity import sensitivity
-from moeplan.plan.sizing import Sized, smallest
+from moeplan.plan.sizing import Sized, payable, smallest
 from moeplan.plan.space import Space
 from moeplan.plan.training import WORTH, Found, Row, default_batch, search_training
 from moeplan.plan.why import what_would, why_illegal
@@ -104,6 +104,8 @@ class Answer:
 
 def ask(question: Question) -> Answer:
     """Search what was asked. `UserError` where sizes are missing or contradict."""
+    if question.limits.gpu_step is not None and question.counts:
+        raise UserError("--gpu-step is the distance of sizes to try, and their number is given")
     if question.limits or (question.by == "gpus" and not question.counts):
         return _size(question)
     if not question.counts:
@@ -120,6 +122,8 @@ def _size(question: Question) -> Answer:
     device = machine(question.machine, counts[0] if counts else None) if counts else None
     first = device or _any_size(question.machine)
     if counts:
+        if limits.budget is not None:
+            payable(question.plan(counts[0]), limits.budget)
         searches = [question.search(gpus) for gpus in sorted(counts)]
         sized = [_meets(question, found) for found in searches]
         good = [f for f, s in zip(searches, sized, strict=True) if s.meets]
@@ -146,6 +150,8 @@ def _size(question: Question) -> Answer:
 def _none_meets(limits: Limits, sized: Sequence[Sized]) -> str:
     said = f"no number of GPUs that was tried can {_limits(limits)}"
     fit = [s for s in sized if s.seconds is not None]
+    if not fit:
+        said += f": nothing fits on {' or '.join(gpus_of(s.gpus) for s in sized[:3])}"
     if fit:
         best = min(fit, key=lambda s: s.seconds or 0)
         takes = "takes" if best.gpus == 1 else "take"

@@ -155,8 +155,8 @@ class Grid:
     def combinations(self) -> int:
         """Rows times chunks and ZeRO stages that were tried, for one choice of the other kinds."""
         pps, counts = np.unique(self.columns["pp"], return_counts=True)
-        layers = self.plan.pieces.layers
-        each = [max(1, layers // int(pp)) for pp in pps]
+        layers, pinned = self.plan.pieces.layers, self.space.pins.get("vpp")
+        each = [len(pinned) if pinned else max(1, layers // int(pp)) for pp in pps]
         return int(sum(n * v for n, v in zip(counts, each, strict=True))) * len(self.zero)
 
 

@@ -19,7 +19,7 @@ from moeplan.plan.space import Space
 from moeplan.plan.training import Found, default_batch, search_training
 from moeplan.quantity import plain
 
-__all__ = ["Sized", "at_least", "sized_of", "sizes", "smallest"]
+__all__ = ["Sized", "at_least", "payable", "sized_of", "sizes", "smallest"]
 
 MOST = 65536
 _FINE = 16
@@ -98,7 +98,7 @@ def smallest(
     """
     sequence = int(plain(job.sequence))
     if budget is not None:
-        _payable(make(_first(cluster)), budget)
+        payable(make(_first(cluster)), budget)
     least = 1 if deadline is None else at_least(make(_first(cluster)), deadline)
     if least > most:
         raise UserError(
@@ -122,7 +122,7 @@ def smallest(
     return tried, None
 
 
-def _payable(plan: TrainingPlan, budget: float) -> None:
+def payable(plan: TrainingPlan, budget: float) -> None:
     """Refuse a budget below what all FLOPs cost at the highest rate, on any number of GPUs."""
     least = at_least(plan, 3600) * float(value(plan.price()))  # GPU-hours times dollars
     if math.isnan(least):

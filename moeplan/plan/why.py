@@ -126,7 +126,7 @@ def what_would(found: Found, question: Question) -> list[str]:
     gpus = found.grid.gpus
     domain = domain_of(found.grid.plan.cluster.gpu)
     for _ in range(_DOUBLINGS):
-        gpus = 2 * gpus if gpus >= domain else domain
+        gpus = 2 * gpus if gpus >= domain else min(2 * gpus, domain)
         try:
             more = question.search(gpus)
         except UserError:  # a GPU without a NIC

@@ -69,7 +69,12 @@ def _gib(size: float) -> str:
 
 
 def _days(seconds: float) -> str:
-    return f"{seconds / 86400:,.1f}"
+    days = seconds / 86400
+    return f"{days:,.1f}" if days >= 1 else f"{days:.2g}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _behind(share: float) -> str:
@@ -81,7 +86,7 @@ def _head(a: Answer) -> Table:
     machine, job, space = a["cluster"], a["job"], a["space"]
     tokens = f"{fmt_count(job['tokens'])} tokens in " if job["tokens"] else ""
     notes = [
-        f"{tokens}steps of {a['batch']:,} sequences of {job['sequence']:,} tokens "
+        f"{tokens}steps of {_counted(a['batch'], 'sequence')} of {job['sequence']:,} tokens "
         f"({fmt_count(a['batch'] * job['sequence'])} a step), {job['precision']}, "
         f"{job['optimizer']}",
         f"{space['combinations']:,} combinations, {space['legal']:,} of them legal, all "
@@ -213,6 +218,9 @@ def _best(a: Answer) -> Table:
     return table
 
 
+_WORTH_SAYING = 0.02  # of a step
+
+
 def _parts(a: Answer) -> Table:
     best = a["best"][0]
     table = Table("What binds: the best layout's step", [WORD, Column("time"), Column("share")],
@@ -231,6 +239,11 @@ def _parts(a: Answer) -> Table:
         "compute)",
         f"memory: {_gib(best['memory_free'])} GiB free",
     ]
+    hidden = best["time_dp_all"] - best["parts"]["dp"]
+    if hidden > _WORTH_SAYING * best["step"]:
+        said = f"data parallelism sends for {fmt_time(best['time_dp_all'])}, {fmt_time(hidden)} of "
+        outlast = ", and outlasts it" if best["parts"]["dp"] else ""
+        table.notes.append(f"{said}it under compute{outlast}")
     return table
 
 
@@ -367,7 +380,8 @@ def size_table(sizes: Sequence[Mapping[str, Any]], rows: int = 12) -> Table:
             table.rows.append((f"{entry['gpus']:,}", "", "", why))
             continue
         cost = "" if entry["dollars"] is None else fmt_money(entry["dollars"])
-        table.rows.append((f"{entry['gpus']:,}", f"{days:,.1f}", cost, _short(entry["layout"])))
+        shown = _days(entry["seconds"])
+        table.rows.append((f"{entry['gpus']:,}", shown, cost, _short(entry["layout"])))
     if len(sizes) > rows:
         table.notes.append(f"the last {rows} of {len(sizes)}; --csv and --json have all")
     return table

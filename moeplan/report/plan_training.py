@@ -108,6 +108,7 @@ def row(ranked: Row, answer: Mapping[str, Any], reproduce: str) -> dict[str, Any
         **{name: answer[name] for name in _NUMBERS},
         "binds": BINDS[answer["binds"]],
         "parts": parts,
+        "time_dp_all": answer["time_dp_all"],
         "command": reproduce.format(str(layout)),
         "alike": [describe(other) for other in ranked.alike],
     }
@@ -136,7 +137,7 @@ def _space(found: Found) -> dict[str, Any]:
     for name in _DEGREES:
         if name == "vpp":
             most = max((layers // int(p) for p in np.unique(grid.columns["pp"])), default=1)
-            ranges[name] = [v for v in range(1, most + 1) if space.allows("vpp", v)]
+            ranges[name] = list(space.pins.get("vpp", range(1, most + 1)))
         elif name == "zero":
             ranges[name] = [int(z) for z in grid.zero.ravel()]
         else:

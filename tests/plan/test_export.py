@@ -225,6 +225,27 @@ def test_torchtitan_reads_the_same_layout(degrees, kinds):
     assert (config.activation_checkpoint is None) == (want.recompute == "none")
 
 
+@pytest.mark.parametrize(("pp", "vpp"), [(16, 1), (4, 3), (60, 1)])
+def test_torchtitan_is_told_uneven_stages_by_name(pp, vpp):
+    """Modules as torchtitan's ParallelismConfig names them: each once, in order."""
+    kinds = "interleaved" if vpp > 1 else "1f1b"
+    degrees = f"pp={pp},vpp={vpp},ep=16,batch=2048,schedule={kinds}"
+    plan = chosen("deepseek-v3", degrees, f"h800x{pp * 16}")
+    p = torchtitan_config(export("torchtitan", plan).text()).parallelism
+    assert p.pipeline_parallel_layers_per_stage is None
+    parts = p.pipeline_parallel_module_fqns_per_model_part
+    assert len(parts) == pp * vpp
+    layers = [f"layers.{i}" for i in range(61)]
+    assert [name for part in parts for name in part] == [
+        "tok_embeddings",
+        *layers,
+        "norm",
+        "lm_head",
+    ]
+    sizes = [sum(name.startswith("layers.") for name in part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_torchtitan_starts_from_a_named_configuration():
     plan = chosen("mixtral", "ep=8,batch=64", "h100x8")
     with pytest.raises(UserError, match="--base MODULE:FUNCTION"):
@@ -256,7 +277,6 @@ REFUSED = [
     ("torchtitan", chosen("qwen3-30b", "ep=4,etp=2,batch=64", "h100x8"), "etp=2"),
     ("torchtitan", chosen("qwen3-30b", "pp=4,ep=8,batch=256,schedule=dualpipe", "h100x32"),
      "DualPipeV"),
-    ("torchtitan", chosen("deepseek-v3", "pp=16,ep=64,batch=2048", "h800x2048"), "stages of 3+4"),
     ("vllm", chosen("mixtral", "ep=8,batch=64", "h100x8"), "vllm is for serving"),
     ("vlm", served("mixtral", "ep=8", "h100x8"), "did you mean 'vllm'?"),
     ("megatron-lm", chosen("mixtral", "tp=3,pp=5,batch=64", "h100x120"), "tp=3 does not divide"),

@@ -98,7 +98,8 @@ def _pipeline(subject: Subject, job: TrainingJob, args: Arguments, no: Refusals)
     notes: list[str] = []
     if layout.schedule in ("zero-bubble", "dualpipe"):
         no.unless(False, f"schedule {layout.schedule}: it runs 1f1b and interleaved (and "
-                  "overlaps all-to-all in interleaved with overlap=all-to-all)")  # fmt: skip
+                  "overlaps all-to-all in interleaved with overlap=all-to-all), so plan with "
+                  "--schedule 1f1b,interleaved")  # fmt: skip
         return notes
     if v["pp"] == 1:
         return notes

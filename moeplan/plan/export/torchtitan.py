@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from moeplan.errors import UserError
@@ -40,9 +41,7 @@ def torchtitan(subject: Subject, base: str | None = None) -> Exported:
     lines = []
     for key, value in settings.items():
         assert key in known, f"{key} is not in the table of options"
-        lines.append(
-            f"    config.{key} = {value if key == 'activation_checkpoint' else repr(value)}"
-        )
+        lines.append(f"    config.{key} = {_written(key, value)}")
     imports = [f"from {module} import {function}"]
     remat = str(settings["activation_checkpoint"]).removesuffix("()")
     if remat != "None":
@@ -66,6 +65,15 @@ def torchtitan(subject: Subject, base: str | None = None) -> Exported:
         tuple(notes),
         {f"{name}.py": text},
     )
+
+
+def _written(key: str, value: Any) -> str:
+    """A value as Python source; stages on a line each."""
+    if key == "activation_checkpoint":
+        return str(value)
+    if isinstance(value, list):
+        return "\n".join(["[", *(f"        {part!r}," for part in value), "    ]"])
+    return repr(value)
 
 
 def _base(subject: Subject, base: str | None) -> tuple[str, str]:
@@ -139,21 +147,37 @@ def _pipeline(subject: Subject, no: Refusals) -> dict[str, Any]:
     if layout.schedule not in _SCHEDULES:
         instead = "ZBVZeroBubble" if layout.schedule == "zero-bubble" else "DualPipeV"
         no.unless(False, f"schedule {layout.schedule}: it has the V-shaped {instead}, which places "
-                  "layers and memory otherwise")  # fmt: skip
+                  "layers and memory otherwise; plan with --schedule 1f1b,interleaved")  # fmt: skip
         return out
     if v["pp"] == 1:
         return out
     counts = divide_layers(int(subject.spec.layers), v["pp"] * v["vpp"], layout.split)
-    most = max(counts)
-    no.unless(all(n == most for n in counts[1:-1]),
-              f"stages of {'+'.join(map(str, counts))} layers: only the first and the last may "
-              "have fewer (give such a list with layers=)")  # fmt: skip
     out["parallelism.pipeline_parallel_schedule"] = _SCHEDULES[layout.schedule]
-    out["parallelism.pipeline_parallel_layers_per_stage"] = most
-    out["parallelism.pipeline_parallel_first_stage_less_layers"] = most - counts[0]
-    out["parallelism.pipeline_parallel_last_stage_less_layers"] = most - counts[-1]
+    out |= _stages(counts)
     out["parallelism.num_pp_microbatches"] = v["m"]
     return out
+
+
+def _stages(counts: Sequence[int]) -> dict[str, Any]:
+    """Layers of each stage: by their number where all but the ends have the same, else by name."""
+    most = max(counts)
+    names = "parallelism.pipeline_parallel_module_fqns_per_model_part"
+    each = "parallelism.pipeline_parallel_layers_per_stage"
+    if all(n == most for n in counts[1:-1]):
+        return {
+            names: None,
+            each: most,
+            "parallelism.pipeline_parallel_first_stage_less_layers": most - counts[0],
+            "parallelism.pipeline_parallel_last_stage_less_layers": most - counts[-1],
+        }
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    parts = [
+        [f"layers.{layer}" for layer in range(start, start + n)]
+        for start, n in zip(starts, counts, strict=True)
+    ]
+    parts[0].insert(0, "tok_embeddings")
+    parts[-1] += ["norm", "lm_head"]
+    return {each: None, names: parts}
 
 
 def _notes(subject: Subject, job: TrainingJob) -> list[str]:
