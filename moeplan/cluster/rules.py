@@ -23,6 +23,10 @@ class Rule(NamedTuple):
     holds: str
     message: str
 
+    def said(self, values: Mapping[str, Number]) -> str:
+        """The message with numbers in it."""
+        return self.message.format(**{name: _shown(number) for name, number in values.items()})
+
 
 _WHOLE = tuple(
     Rule(
@@ -158,8 +162,7 @@ def legal(layout: Layout, found: Iterable[Rule], **facts: Number) -> Any:
 def broken_rules(layout: Layout, found: Iterable[Rule], **facts: Number) -> list[str]:
     """Messages of the rules that one layout breaks, in order."""
     values = {**layout.values, **facts}
-    shown = {name: _shown(number) for name, number in values.items()}
-    return [r.message.format(**shown) for r in found if not evaluate(r.holds, values)]
+    return [r.said(values) for r in found if not evaluate(r.holds, values)]
 
 
 def _shown(number: Number) -> Number | str:

@@ -140,7 +140,7 @@ class Layouts(Evaluator):
                 holds = np.broadcast_to(np.asarray(evaluate(rule.holds, values)), bad.shape)
                 for i in np.flatnonzero(bad & ~holds.astype(bool)):
                     here = {n: _plain(v, int(i)) for n, v in values.items()}
-                    said[int(i)].append(rule.message.format(**here))
+                    said[int(i)].append(rule.said(here))
         return {int(points[i]): "; ".join(lines) or "not legal" for i, lines in said.items()}
 
 

@@ -236,12 +236,8 @@ def test_torchtitan_is_told_uneven_stages_by_name(pp, vpp):
     parts = p.pipeline_parallel_module_fqns_per_model_part
     assert len(parts) == pp * vpp
     layers = [f"layers.{i}" for i in range(61)]
-    assert [name for part in parts for name in part] == [
-        "tok_embeddings",
-        *layers,
-        "norm",
-        "lm_head",
-    ]
+    every = [name for part in parts for name in part]
+    assert every == ["tok_embeddings", *layers, "norm", "lm_head"]
     sizes = [sum(name.startswith("layers.") for name in part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
 
