@@ -9,6 +9,8 @@ takes pp times the slowest stage. Prefill and decoding share GPUs by turns, or h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from moeplan.cluster.network import strides
 from moeplan.cluster.rules import Rule, check, legal, rules
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
+from moeplan.parallel.batches import border
 from moeplan.parallel.divide import widths
 from moeplan.parallel.inference import Inference
 from moeplan.parallel.jobs import ServingJob
@@ -31,7 +34,7 @@ from moeplan.quantity import Number, Quantity, plain
 __all__ = ["SERVING_BINDS", "ServingPlan", "evaluate_serving", "explain_serving"]
 
 SERVING_BINDS = ("memory", "compute", "all-to-all", "tensor parallel", "TPOT limit", "batch")
-_HALVINGS = 14  # of the batch, in the search for the largest that meets a TPOT
+_SLACK = 1e-9  # of a load that is carried but for rounding
 _IGNORED = {"vpp": 1, "cp": 1, "zero": 0, "microbatch": 1}
 _CHUNK_TOKENS = 8192  # tokens that a prefill computes at a time, for the size of its buffers
 _WIDE = 65536  # layouts at a time
@@ -370,43 +373,56 @@ class ServingPlan:
         """Dollars per GPU-hour; nan where none is known."""
         return hourly(self.job.price, self.cluster.gpu.id)
 
-    def _seen(self, v: dict[str, Any], out: dict[str, Any], batch: Any) -> Any:
-        """TPOT as users see it, for a batch."""
-        step = self._decode(v, batch, plain)["time"]
-        if self.job.disaggregated:
-            return step
-        cost = v["world"] * step * plain(self.job.output) / batch
-        return step * (out["_prefill_cost"] + cost) / cost
-
     def _batch(self, v: dict[str, Any], out: dict[str, Any]) -> Any:
-        """The batch: the job's, or the largest that fits, halved until it meets the TPOT.
-
-        TPOT grows with the batch, except that prefill's turns weigh more in a small one; halving
-        on a log scale between one sequence and the most finds the border.
-        """
+        """The batch: the job's, or the largest that fits and meets the TPOT."""
         most = out["max_batch"]
         if self.job.batch is not None:
             wanted = plain(self.job.batch)
             return calc("max(1, wanted + 0*most)", wanted=wanted, most=most)
-        limit = self.job.tpot
-        if limit is None:
+        if self.job.tpot is None:
             return calc("max(1, most)", most=most)
-        limit = plain(limit)
-        many = is_array(most) or is_array(limit)
-        low = calc("max(1, 0*most)", most=most)
-        high = calc("max(1, most)", most=most)
-        if not many and self._seen(v, out, high) <= limit:
-            return high
+        limit, prefill = plain(self.job.tpot), out["_prefill_cost"]
+        output = plain(self.job.output)
+
+        def over(batch: Any, at: Any) -> Any:
+            here, step = self._steps(v, batch, at)
+            if not self.job.disaggregated:  # by turns with prefill, of which each needs its own
+                step = step + _blocks(prefill, batch, at) * batch / (here["world"] * output)
+            return step - _blocks(limit, batch, at)
+
+        with np.errstate(all="ignore") if is_array(most) else nullcontext():
+            return border(over, most)
+
+    def _steps(self, v: dict[str, Any], batch: Any, at: Any) -> tuple[dict[str, Any], Any]:
+        """Seconds of decoding steps with batches, of arrays those of rows `at` (in blocks)."""
+        here = {name: _blocks(x, batch, at) for name, x in v.items()}
+        return here, self._decode(here, batch, plain)["time"]
+
+    def batch_under(self, layout: Layout, rate: Any, most: Any) -> Any:
+        """Sequences that an instance decodes together under `rate` requests a second: of arrays
+        of layouts, the least batch that carries them (Little's law), at most `most`.
+        """
+        v = dict(self._plain(layout).values)
+        output, cost = plain(self.job.output), {"_prefill_cost": 0.0}
+        if not self.job.disaggregated:
+            self._prefill(v, cost, plain)
+        prefill = cost["_prefill_cost"]
+
+        def over(batch: Any, at: Any) -> Any:
+            here, step = self._steps(v, batch, at)
+            busy = _blocks(prefill, batch, at) / here["world"] + output * step / batch
+            return 1 / (_blocks(rate, batch, at) * busy) - 1 + _SLACK  # at 0 it carries them
+
         with np.errstate(all="ignore"):
-            good = self._seen(v, out, high) <= limit
-            for _ in range(_HALVINGS):
-                middle = (low * high) ** 0.5
-                meets = self._seen(v, out, middle) <= limit
-                low = np.where(meets, middle, low) if many else middle if meets else low
-                high = np.where(meets, high, middle) if many else high if meets else middle
-        found = np.floor(low) if many else float(int(low))
-        top = calc("max(1, most)", most=most)
-        return np.where(good, top, found) if many else found
+            least = over(np.ones(most.shape), np.arange(most.size)) > 0
+            return np.where(least, 1.0, np.minimum(border(over, most) + 1, np.maximum(1, most)))
+
+    def of_job(self, job: ServingJob) -> ServingPlan:
+        """The same model and cluster with another job of the same formats."""
+        out = copy(self)
+        out.job, out.inference = job, copy(self.inference)
+        out.inference.job = job
+        return out
 
     def _binds(self, out: dict[str, Any], step: dict[str, Any]) -> Any:
         """What limits throughput: the batch's limit, else the largest part of a decoding step."""
@@ -419,3 +435,10 @@ class ServingPlan:
         elif self.job.tpot is not None:
             found = np.where(full, found, SERVING_BINDS.index("TPOT limit"))
         return found if is_array(value(out["batch"])) else int(found)
+
+
+def _blocks(x: Any, batch: Any, at: Any) -> Any:
+    """Rows `at` of an array, again for each block of batches; a number is what it is."""
+    if at is None or not is_array(x) or not x.ndim:
+        return x
+    return np.tile(x[at], batch.size // at.size)

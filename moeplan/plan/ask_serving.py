@@ -103,16 +103,17 @@ class ServingQuestion:
             by=self.by, top=top or self.top, columns=columns,
         )  # fmt: skip
 
-    def command(self, layout: Layout, gpus: int, job: ServingJob, mode: str) -> str:
-        """The command that shows one instance in full."""
+    def command(
+        self, layout: Layout, gpus: int, job: ServingJob, mode: str, batch: int
+    ) -> str:
+        """The command that shows one instance in full, decoding `batch` sequences together."""
         words = ["moeplan layout", shlex.quote(self.named), _text(layout) or "tp=1",
                  f"--cluster {gpu(self.machine).id}x{gpus}", "--serve", self.options]  # fmt: skip
         for option, given in (("weights", job.weights), ("cache", job.cache)):
             words += [f"--{option} {given}"] if given is not None else []
         if plain(job.draft):
             words.append(f"--draft {plain(job.draft)}")
-        if self.demand.tpot is not None:
-            words.append(f"--tpot '{self.demand.tpot * 1e3:g} ms'")
+        words.append(f"--batch {batch}")
         if mode == "disaggregated":
             words.append("--disaggregated")
         return " ".join(filter(None, words))

@@ -10,11 +10,11 @@ from moeplan.arrays import np
 from moeplan.cluster.layout import NUMBERS, Layout
 from moeplan.parallel import ServingPlan, TrainingPlan
 from moeplan.parallel.optime import AtBound
-from moeplan.plan.serving import DEGREES, Instance, ServingFound
+from moeplan.plan.serving import DEGREES, Pool, ServingFound
 from moeplan.plan.training import Row
 from moeplan.quantity import plain
 
-__all__ = ["serving_bands", "training_rows"]
+__all__ = ["serving_pools", "training_rows"]
 
 _ENDS: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
 
@@ -57,26 +57,28 @@ def _many(layouts: Sequence[Layout]) -> Layout:
     return layouts[0].at({n: [float(plain(getattr(x, n))) for x in layouts] for n in NUMBERS})
 
 
-def serving_bands(
-    found: ServingFound, instances: Mapping[str, Sequence[Instance]]
-) -> dict[tuple[str, Instance], dict[str, list[float]]]:
-    """TTFT and TPOT of instances of each mode at the fast and the slow end, at the same batch."""
-    out: dict[tuple[str, Instance], dict[str, list[float]]] = {}
-    for mode, some in instances.items():
-        for job in sorted({instance.job for instance in some}):
-            own = [i for i in dict.fromkeys(some) if i.job == job]
-            at = np.array([i.row for i in own])
+def serving_pools(
+    found: ServingFound, pools: Mapping[str, Sequence[Pool]]
+) -> dict[tuple[str, Pool], dict[str, Any]]:
+    """Numbers of an instance of pools of each mode at the load, with `band`: TTFT and TPOT at the
+    fast and at the slow end.
+    """
+    out: dict[tuple[str, Pool], dict[str, Any]] = {}
+    for mode, some in pools.items():
+        for job in sorted({pool.instance.job for pool in some}):
+            own = [pool for pool in dict.fromkeys(some) if pool.instance.job == job]
+            at = np.array([pool.instance.row for pool in own])
             layout = Layout(**{name: found.columns[name][at] for name in DEGREES})
             plan = found.plans[mode, job]
-            given = replace(plan.job, batch=found.answers[mode, job]["batch"][at], tpot=None)
-            ends = [
-                ServingPlan(
-                    plan.spec, plan.cluster, given, AtBound(plan.inference.times, bound)
-                ).evaluate(layout, found.columns["gpus"][at])
-                for bound in _ENDS
-            ]
-            for place, instance in enumerate(own):
-                out[mode, instance] = {
-                    name: [float(end[name][place]) for end in ends] for name in ("ttft", "tpot")
-                }
+            given = replace(plan.job, batch=np.array([float(p.batch) for p in own]), tpot=None)
+            times = plan.inference.times
+            here, *ends = (
+                ServingPlan(plan.spec, plan.cluster, given, t).evaluate(
+                    layout, found.columns["gpus"][at]
+                )
+                for t in (times, *(AtBound(times, bound) for bound in _ENDS))
+            )
+            for i, pool in enumerate(own):
+                band = {n: [float(end[n][i]) for end in ends] for n in ("ttft", "tpot")}
+                out[mode, pool] = {n: x[i].item() for n, x in here.items()} | {"band": band}
     return out

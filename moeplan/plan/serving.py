@@ -1,77 +1,55 @@
 """Search for serving: instances of every size and layout, and how many of them carry the requests.
 
-An instance is evaluated with the largest batch that fits and meets TPOT. Prefill and decoding share
-each instance, or have pools of instances of their own, each with its own layout. All instances of a
-pool are alike and there are whole numbers of them. GPUs of two pools add up, so that the best pairs
-are made of the best of each pool.
+An instance is evaluated with the largest batch that fits and meets TPOT, which says how many are
+needed, and then at its share of the load (`moeplan.plan.pools`). Prefill and decoding share each
+instance, or have pools of instances of their own, each with its own layout. All instances of a pool
+are alike and there are whole numbers of them. GPUs of two pools add up, so that the best pairs are
+made of the best of each pool.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from moeplan.arrays import np
 from moeplan.cluster.hardware import Cluster
 from moeplan.cluster.layout import Layout
+from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import ServingJob, ServingPlan
 from moeplan.parallel.limits import cache_transfer
 from moeplan.plan.grid import divisors, domain_of
+from moeplan.plan.pools import (
+    DEGREES,
+    Demand,
+    Instance,
+    Pool,
+    Sought,
+    decode_pools,
+    prefill_pools,
+)
 from moeplan.quantity import plain
 
 __all__ = ["DEGREES", "Demand", "Instance", "Option", "Pool", "ServingFound", "search_serving"]
 
-DEGREES = ("tp", "pp", "dp", "ep", "etp")
 MODES = ("aggregated", "disaggregated")
 
 
 @dataclass(frozen=True)
-class Demand:
-    """Requests per second, and limits in seconds (None: none). gpus: the most there are.
-
-    utilization: share of an instance's rate that is planned for.
-    """
-
-    rate: float
-    ttft: float | None = None
-    tpot: float | None = None
-    gpus: int | None = None
-    utilization: float = 1.0
-
-    @property
-    def load(self) -> float:
-        """Requests per second that instances must be good for."""
-        return self.rate / self.utilization
-
-
-class Instance(NamedTuple):
-    """One layout of an instance in one choice of formats: number of the job, row of the grid."""
-
-    job: int
-    row: int
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Instances of one layout: how many, GPUs of all, and other instances that do as well."""
-
-    instance: Instance
-    count: int
-    gpus: int
-    alike: tuple[Instance, ...] = ()
-
-
-@dataclass(frozen=True)
 class Option:
-    """A way to carry the requests: one pool, or prefill's and decoding's. ttft, tpot in seconds."""
+    """A way to carry the requests: one pool, or prefill's and decoding's. ttft, tpot in seconds.
+
+    others: options that decode alike on as many GPUs, with another prefill pool.
+    """
 
     mode: str
     pools: tuple[Pool, ...]
     gpus: int
     ttft: float
     tpot: float
+    others: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +126,10 @@ def search_serving(
 
     columns: rows of the grid to search, in place of all of these sizes.
     cluster: a machine of at least the largest size. by: "gpus", "cost" (the same at one price), or
-    "time" (the least time per output token).
+    "time": the least time per output token that demand.gpus GPUs allow.
     """
+    if by == "time" and demand.gpus is None:
+        raise UserError("--by time needs --gpus, how many there are: TPOT falls with every more")
     answers: dict[tuple[str, int], Any] = {}
     plans: dict[tuple[str, int], ServingPlan] = {}
     counts: dict[str, dict[str, int]] = {}
@@ -162,20 +142,43 @@ def search_serving(
             plans[mode, number] = plan
             answers[mode, number] = _evaluate(plan, columns)
             transfers[number] = _transfer(plan, answers[mode, number])
-    options: list[Option] = []
     assert columns is not None  # a mode and a job at least
+    asked = _Asked(
+        plans, columns, demand, transfers, top, demand.gpus if by == "time" else None
+    )  # fmt: skip
+    options: list[Option] = []
     for mode in modes:
         find = _aggregated if mode == "aggregated" else _disaggregated
-        found, counts[mode] = find(answers, jobs, demand, columns["gpus"], transfers, top)
-        options += found
-    key = _key(by)
-    options = [o for o in options if demand.gpus is None or o.gpus <= demand.gpus]
-    options.sort(key=key)
+        parts = []
+        for number in range(len(jobs)):
+            answer = answers[mode, number]
+            if "ttft" in answer:
+                found, good = find(asked, number, answer)
+                options += found
+                parts.append(_count(answer, good))
+        counts[mode] = {n: sum(c[n] for c in parts) for n in ("legal", "fit", "meet")}
+    options = _ranked([o for o in options if demand.gpus is None or o.gpus <= demand.gpus], by)
     by_mode = {mode: next((o for o in options if o.mode == mode), None) for mode in modes}
     return ServingFound(
         cluster, demand, columns, jobs, plans, answers, transfers, options[:top], by_mode,
         len(columns["gpus"]) * len(jobs), counts,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What pools are sought with. most: GPUs that there are, where as fast as can be is asked."""
+
+    plans: Mapping[tuple[str, int], ServingPlan]
+    columns: Mapping[str, Any]
+    demand: Demand
+    transfers: Mapping[int, Any]
+    top: int
+    most: float | None
+
+    def sought(self, number: int, rows: Any, rate: Any, most: float | None) -> Sought:
+        """Pools of these rows, which carry `rate` requests a second."""
+        return Sought(number, self.columns, rows, rate, self.demand, self.top, most)
 
 
 def _evaluate(plan: ServingPlan, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,15 +195,20 @@ def _transfer(plan: ServingPlan, answer: Mapping[str, Any]) -> Any:
     return cache_transfer(plan.net, answer["memory_cache_per_sequence"])
 
 
-def _key(by: str) -> Any:
+def _ranked(options: Sequence[Option], by: str) -> list[Option]:
+    """In order; of those that decode alike on as many GPUs the first, with how many there are."""
     if by == "time":
-        return lambda o: (o.tpot, o.gpus, o.ttft)
-    return lambda o: (o.gpus, o.tpot, o.ttft)
-
-
-def _instances(load: Any) -> Any:
-    """Whole instances for a load in instances; what is a whole number but for rounding stays."""
-    return np.maximum(1, np.ceil(load * (1 - 1e-12)))
+        ordered = sorted(options, key=lambda o: (o.tpot, o.gpus, o.ttft))
+    else:
+        ordered = sorted(options, key=lambda o: (o.gpus, o.tpot, o.ttft))
+    out: dict[Any, Option] = {}
+    for option in ordered:
+        key = option.mode, option.pools[-1].instance, option.gpus
+        if key in out:
+            out[key] = replace(out[key], others=out[key].others + 1)
+        else:
+            out[key] = option
+    return list(out.values())
 
 
 def _within(numbers: Any, limit: float | None) -> Any:
@@ -216,99 +224,42 @@ def _count(answer: Mapping[str, Any], good: Any) -> dict[str, int]:
     }
 
 
-def _sum(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    return {name: sum(c[name] for c in counts) for name in ("legal", "fit", "meet")}
+def _aggregated(asked: _Asked, number: int, a: Mapping[str, Any]) -> tuple[list[Option], Any]:
+    """Instances that prefill and decode by turns; and which instances are in time."""
+    demand = asked.demand
+    good = a["fits"] & _within(a["ttft"], demand.ttft) & _within(a["tpot"], demand.tpot)
+    rows = np.flatnonzero(good)
+    sought = asked.sought(number, rows, a["requests_per_second"][rows], asked.most)
+    pools = decode_pools(sought, asked.plans["aggregated", number], a["batch"][rows])
+    return [
+        Option("aggregated", (pool,), pool.gpus, float(a["ttft"][pool.instance.row]), pool.seconds)
+        for pool in pools
+    ], good
 
 
-def _aggregated(
-    answers: Mapping[tuple[str, int], Mapping[str, Any]],
-    jobs: Sequence[ServingJob],
-    demand: Demand,
-    gpus: Any,
-    transfers: Mapping[int, Any],
-    top: int,
-) -> tuple[list[Option], dict[str, int]]:
-    """Instances that prefill and decode by turns."""
-    out, counts = [], []
-    for number in range(len(jobs)):
-        a = answers["aggregated", number]
-        if "ttft" not in a:
-            counts.append({"legal": 0, "fit": 0, "meet": 0})
-            continue
-        good = a["fits"] & _within(a["ttft"], demand.ttft) & _within(a["tpot"], demand.tpot)
-        counts.append(_count(a, good))
-        rows = np.flatnonzero(good)
-        rate = a["requests_per_second"] / gpus
-        for pool in _pools(number, rows, gpus, rate, a["tpot"], demand.load, top):
-            row = pool.instance.row
-            out.append(
-                Option("aggregated", (pool,), pool.gpus, float(a["ttft"][row]),
-                       float(a["tpot"][row]))
-            )  # fmt: skip
-    return out, _sum(counts)
-
-
-def _disaggregated(
-    answers: Mapping[tuple[str, int], Mapping[str, Any]],
-    jobs: Sequence[ServingJob],
-    demand: Demand,
-    gpus: Any,
-    transfers: Mapping[int, Any],
-    top: int,
-) -> tuple[list[Option], dict[str, int]]:
+def _disaggregated(asked: _Asked, number: int, a: Mapping[str, Any]) -> tuple[list[Option], Any]:
     """Pairs of a prefill pool and a decoding pool with the same formats."""
-    out, counts = [], []
-    for number, job in enumerate(jobs):
-        a = answers["disaggregated", number]
-        if "ttft" not in a:
-            counts.append({"legal": 0, "fit": 0, "meet": 0})
-            continue
-        ttft = a["ttft"] + transfers[number]
-        first = a["fits"] & _within(ttft, demand.ttft)
-        then = a["fits"] & _within(a["tpot"], demand.tpot)
-        counts.append(_count(a, then if first.any() else first))
-        new = plain(job.input) * (1 - plain(job.cached))
-        prefill = _pools(
-            number, np.flatnonzero(first), gpus, a["prefill_tokens_per_second_per_gpu"], ttft,
-            demand.load * new, top,
-        )  # fmt: skip
-        decode = _pools(
-            number, np.flatnonzero(then), gpus, a["decode_tokens_per_second_per_gpu"], a["tpot"],
-            demand.load * plain(job.output), top,
-        )  # fmt: skip
-        out += [
-            Option("disaggregated", (p, d), p.gpus + d.gpus, float(ttft[p.instance.row]),
-                   float(a["tpot"][d.instance.row]))
-            for p in prefill
-            for d in decode
-        ]  # fmt: skip
-    return out, _sum(counts)
-
-
-def _pools(
-    number: int, rows: Any, gpus: Any, rate: Any, seconds: Any, load: float, top: int
-) -> list[Pool]:
-    """The pools of fewest GPUs, and those of least seconds, each `top` of them.
-
-    rows: instances that may be. rate: of each per GPU, of which `load` is to be carried. Pools of
-    equal GPUs, seconds and rate are one, with the others as `alike`.
-    """
-    count = _instances(load / (rate[rows] * gpus[rows]))
-    total = count * gpus[rows]
-    carried = total * rate[rows]
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for i in np.lexsort((gpus[rows], seconds[rows], total)).tolist():
-        key = tuple(f"{x:.12g}" for x in (total[i], seconds[rows[i]], carried[i]))
-        alike.setdefault(key, []).append(i)
-    groups = list(alike.values())
-    fast = sorted(groups, key=lambda group: (seconds[rows[group[0]]], total[group[0]]))
-    out = {}
-    for first, *others in (*groups[:top], *fast[:top]):
-        out[first] = Pool(
-            Instance(number, int(rows[first])), int(count[first]), int(total[first]),
-            tuple(Instance(number, int(rows[i])) for i in others),
-        )  # fmt: skip
-    return list(out.values())
+    demand, plan = asked.demand, asked.plans["disaggregated", number]
+    job, gpus = plan.job, asked.columns["gpus"]
+    ttft = a["ttft"] + asked.transfers[number]
+    first = a["fits"] & _within(ttft, demand.ttft)
+    then = a["fits"] & _within(a["tpot"], demand.tpot)
+    in_time = then if first.any() else first
+    new = plain(job.input) * (1 - plain(job.cached))
+    rate = gpus * a["prefill_tokens_per_second_per_gpu"] / new
+    rows = np.flatnonzero(first)
+    prefill = prefill_pools(asked.sought(number, rows, rate[rows], None), ttft[rows])
+    if not prefill:
+        return [], in_time
+    rows = np.flatnonzero(then)
+    rate = gpus * a["decode_tokens_per_second_per_gpu"] / plain(job.output)
+    left = None if asked.most is None else asked.most - prefill[0].gpus
+    decode = decode_pools(asked.sought(number, rows, rate[rows], left), plan, a["batch"][rows])
+    return [
+        Option("disaggregated", (p, d), p.gpus + d.gpus, p.seconds, d.seconds)
+        for p in prefill
+        for d in decode
+    ], in_time
 
 
 def instance_sizes(cluster: Cluster, most: int) -> Iterator[int]:

@@ -9,8 +9,8 @@ from moeplan.arrays import np
 from moeplan.calc import value
 from moeplan.parallel import SERVING_BINDS, ServingJob
 from moeplan.plan.ask_serving import FrontPoint, ServingQuestion
-from moeplan.plan.bands import serving_bands
-from moeplan.plan.serving import DEGREES, Instance, Option, Pool, ServingFound
+from moeplan.plan.bands import serving_pools
+from moeplan.plan.serving import DEGREES, Option, Pool, ServingFound
 from moeplan.plan.serving_changes import ServingChange
 from moeplan.quantity import plain
 from moeplan.report.layout_answer import assumed, bare_tree, price_of
@@ -19,11 +19,13 @@ __all__ = ["serving_plan_answer"]
 
 _NUMBERS = (
     "batch", "max_batch", "ttft", "tpot", "tpot_lower", "tpot_upper", "prefill_seconds",
-    "requests_per_second", "prefill_tokens_per_second_per_gpu", "decode_tokens_per_second_per_gpu",
     "memory_weights", "memory_cache_per_sequence", "memory_overhead", "prefill_share",
 )  # fmt: skip
+_AT_MOST = (
+    "requests_per_second", "prefill_tokens_per_second_per_gpu", "decode_tokens_per_second_per_gpu",
+)  # fmt: skip
 
-_Bands: TypeAlias = "Mapping[tuple[str, Instance], Mapping[str, list[float]]]"
+_Numbers: TypeAlias = "Mapping[tuple[str, Pool], Mapping[str, Any]]"
 
 
 def serving_plan_answer(
@@ -36,8 +38,8 @@ def serving_plan_answer(
     demand = found.demand
     job = found.jobs[0]
     plan = next(iter(found.plans.values()))
-    bands = _bands(found)
-    rows = [_option(question, found, option, bands) for option in found.options]
+    numbers = _shown(found)
+    rows = [_option(question, found, option, numbers) for option in found.options]
     out: dict[str, Any] = {
         "kind": "serving plan",
         "by": question.by,
@@ -53,7 +55,7 @@ def serving_plan_answer(
     }  # fmt: skip
     if rows:
         out["by_mode"] = {
-            mode: None if option is None else _option(question, found, option, bands)
+            mode: None if option is None else _option(question, found, option, numbers)
             for mode, option in found.by_mode.items()
         }
         out["sensitivity"] = [_change(c, found.options[0]) for c in changes]
@@ -64,43 +66,52 @@ def serving_plan_answer(
     return bare_tree(out)
 
 
-def _bands(found: ServingFound) -> _Bands:
-    """Of all instances that are shown."""
-    shown: dict[str, list[Instance]] = {}
+def _shown(found: ServingFound) -> _Numbers:
+    """Of all pools that are shown."""
+    shown: dict[str, list[Pool]] = {}
     for option in (*found.options, *found.by_mode.values()):
         if option is not None:
-            shown.setdefault(option.mode, []).extend(pool.instance for pool in option.pools)
-    return serving_bands(found, shown)
+            shown.setdefault(option.mode, []).extend(option.pools)
+    return serving_pools(found, shown)
 
 
-def _band(found: ServingFound, option: Option, bands: _Bands) -> dict[str, list[float]]:
+def _band(found: ServingFound, option: Option, numbers: _Numbers) -> dict[str, list[float]]:
     """TTFT of the first pool, with what sending the cache takes, and TPOT of the last."""
-    first, last = option.pools[0].instance, option.pools[-1].instance
-    sent = float(found.transfers[first.job][first.row]) if len(option.pools) > 1 else 0.0
+    first, last = option.pools[0], option.pools[-1]
+    sent = 0.0
+    if len(option.pools) > 1:
+        sent = float(found.transfers[first.instance.job][first.instance.row])
     return {
-        "ttft": [seconds + sent for seconds in bands[option.mode, first]["ttft"]],
-        "tpot": bands[option.mode, last]["tpot"],
+        "ttft": [seconds + sent for seconds in numbers[option.mode, first]["band"]["ttft"]],
+        "tpot": numbers[option.mode, last]["band"]["tpot"],
     }
 
 
 def _option(
-    question: ServingQuestion, found: ServingFound, option: Option, bands: _Bands
+    question: ServingQuestion, found: ServingFound, option: Option, numbers: _Numbers
 ) -> dict[str, Any]:
     """One way to carry the requests: its pools, latencies and what it costs."""
     demand = found.demand
-    pools = [_pool(question, found, option, i) for i in range(len(option.pools))]
+    pools = [_pool(question, found, option, i, numbers) for i in range(len(option.pools))]
     plan = found.plans[option.mode, option.pools[0].instance.job]
-    hourly = float(value(plan.price())) * option.gpus
-    output = demand.rate * plain(found.jobs[0].output) * 3600
+    each = float(value(plan.price()))
+    hourly, output = each * option.gpus, demand.rate * plain(found.jobs[0].output) * 3600
+    prefill = pools[0]["prefill_share"] * option.gpus if len(pools) == 1 else pools[0]["gpus"]
+    spent = prefill * each, (option.gpus - prefill) * each
     return {
         "mode": option.mode,
         "gpus": option.gpus,
+        "others": option.others,
         "ttft": option.ttft,
         "tpot": option.tpot,
-        "band": _band(found, option, bands),
+        "band": _band(found, option, numbers),
         "output_tokens_per_second_per_gpu": output / 3600 / option.gpus,
         "dollars_per_hour": hourly,
         "dollars_per_million_output": hourly / output * 1e6,
+        "dollars_per_million": {
+            "input": spent[0] / (demand.rate * plain(found.jobs[0].input) * 3600) * 1e6,
+            "output": spent[1] / output * 1e6,
+        },
         "pools": pools,
         "load": demand.rate / min(p["carries"] for p in pools),
         "binds": pools[-1]["binds"],
@@ -108,14 +119,21 @@ def _option(
 
 
 def _pool(
-    question: ServingQuestion, found: ServingFound, option: Option, number: int
+    question: ServingQuestion,
+    found: ServingFound,
+    option: Option,
+    number: int,
+    at_load: _Numbers,
 ) -> dict[str, Any]:
+    """A pool: numbers of an instance at the load, and what one could carry at most."""
     pool = option.pools[number]
     job, row = pool.instance
     answer = found.answers[option.mode, job]
+    here = at_load[option.mode, pool]
     layout, gpus = found.layout(row), int(found.columns["gpus"][row])
     role = "both" if len(option.pools) == 1 else ("prefill", "decode")[number]
-    numbers = {name: float(answer[name][row]) for name in _NUMBERS if name in answer}
+    most = {name: float(answer[name][row]) for name in _AT_MOST}
+    numbers = {name: float(here[name]) for name in _NUMBERS} | most
     own = found.jobs[job]
     return {
         "role": role,
@@ -128,8 +146,9 @@ def _pool(
         **numbers,
         "transfer": float(found.transfers[job][row]) if role == "prefill" else None,
         "carries": _carries(role, pool, gpus, numbers, own),
+        "largest_batch": float(answer["batch"][row]),
         "binds": SERVING_BINDS[int(answer["binds"][row])],
-        "command": question.command(layout, gpus, own, option.mode),
+        "command": question.command(layout, gpus, own, option.mode, pool.batch),
         "alike": [_text(found.layout(other.row)) for other in pool.alike],
     }
 
