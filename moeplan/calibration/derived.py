@@ -14,10 +14,10 @@ from functools import cache
 
 from moeplan.calibration.optime import Device, device_of
 from moeplan.calibration.store import Calibration, OpFit, calibration, names
-from moeplan.cluster.hardware import gpu
+from moeplan.cluster.hardware import Gpu, gpu
 from moeplan.errors import UserError
 
-__all__ = ["VENDORS", "carried", "for_gpu", "in_format", "weight_only"]
+__all__ = ["VENDORS", "carried", "for_gpu", "in_format", "of_rates", "weight_only"]
 
 VENDORS = ("NVIDIA", "AMD")
 """Whose GPUs run kernels in tiles as those that were measured do; others have no calibration."""
@@ -69,6 +69,24 @@ def _scaled(
 
     fits = {kind: scaled(fit) for kind, fit in found.fits.items()}
     return replace(found, fits=fits, source=why)
+
+
+def of_rates(card: Gpu, number_format: str = "bf16") -> Mapping[str, Calibration]:
+    """`for_gpu` of a GPU whose matmul peak or memory bandwidth may differ from those on file."""
+    found = for_gpu(card.id, number_format)
+    asked, known = device_of(card), device_of(gpu(card.id))
+    matrix, memory = asked.matrix / known.matrix, asked.memory / known.memory
+    if matrix == memory == 1:
+        return found
+    why = f"at {matrix:.3g} times the matmul peak and {memory:.3g} times the memory bandwidth"
+
+    def moved(own: Calibration) -> Calibration:
+        device = replace(own.device, matrix=own.device.matrix * matrix,
+                         memory=own.device.memory * memory)  # fmt: skip
+        scaled = _scaled(own, matrix, memory, 1.0, f"{own.name}, {why}")
+        return replace(scaled, name=f"{own.name} {why}", device=device)
+
+    return {kind: moved(own) for kind, own in found.items()}
 
 
 @cache
