@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from moeplan.arrays import np
 from moeplan.cluster.hardware import Cluster, gpu
 from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
-from moeplan.parallel import ServingJob, ServingPlan
+from moeplan.parallel import ServingJob
 from moeplan.plan.ask import Answer
 from moeplan.plan.chosen import Chosen
-from moeplan.plan.front import undominated
+from moeplan.plan.front_serving import serving_front
 from moeplan.plan.grid import domain_of
 from moeplan.plan.options import machine
 from moeplan.plan.serving import (
@@ -30,10 +29,8 @@ from moeplan.quantity import plain
 from moeplan.workers import processors
 
 __all__ = [
-    "FrontPoint",
     "ServingQuestion",
     "ask_serving",
-    "serving_front",
 ]
 
 LARGEST = 64
@@ -103,9 +100,7 @@ class ServingQuestion:
             by=self.by, top=top or self.top, columns=columns,
         )  # fmt: skip
 
-    def command(
-        self, layout: Layout, gpus: int, job: ServingJob, mode: str, batch: int
-    ) -> str:
+    def command(self, layout: Layout, gpus: int, job: ServingJob, mode: str, batch: int) -> str:
         """The command that shows one instance in full, decoding `batch` sequences together."""
         words = ["moeplan layout", shlex.quote(self.named), _text(layout) or "tp=1",
                  f"--cluster {gpu(self.machine).id}x{gpus}", "--serve", self.options]  # fmt: skip
@@ -123,58 +118,6 @@ def _text(layout: Layout) -> str:
     """A layout of serving as `layout` reads it: without its batch, which training has."""
     found = [(name, plain(getattr(layout, name))) for name in DEGREES]
     return ",".join(f"{name}={number}" for name, number in found if number != 1)
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """A batch on a layout that none beats in both: TPOT (s), output tokens/s/GPU, $/M tokens."""
-
-    tpot: float
-    rate: float
-    ttft: float
-    batch: int
-    layout: Layout
-    gpus: int
-    job: int
-
-
-def serving_front(question: ServingQuestion, found: ServingFound) -> list[FrontPoint]:
-    """Speed for a user against throughput of a GPU: every layout with every power of two as batch.
-
-    In the first way of serving that was asked for; TTFT limits it, TPOT does not.
-    """
-    mode, demand = question.modes[0], found.demand
-    layout = Layout(**{name: found.columns[name] for name in DEGREES})
-    tpots, rates, rows = [], [], []
-    for number, job in enumerate(found.jobs):
-        most = found.answers[mode, number].get("max_batch")
-        if most is None or not np.isfinite(most).any():
-            continue
-        batch = 1
-        while batch <= np.nanmax(most):
-            own = replace(job, batch=batch, tpot=None, disaggregated=mode == "disaggregated")
-            a = ServingPlan(question.spec, found.cluster, own).evaluate(
-                layout, found.columns["gpus"]
-            )
-            good = a["fits"] & (a["batch"] == batch)
-            if demand.ttft is not None:
-                good &= a["ttft"] <= demand.ttft
-            at = np.flatnonzero(good)
-            tpots.append(a["tpot"][at])
-            rates.append(a["output_tokens_per_second_per_gpu"][at])
-            rows.append(np.stack([at, a["ttft"][at], 0 * at + batch, 0 * at + number]))
-            batch *= 2
-    if not tpots:
-        return []
-    tpot, rate, row = np.concatenate(tpots), np.concatenate(rates), np.concatenate(rows, axis=1)
-    return [
-        FrontPoint(
-            float(tpot[i]), float(rate[i]), float(row[1, i]), int(row[2, i]),
-            found.layout(int(row[0, i])), int(found.columns["gpus"][int(row[0, i])]),
-            int(row[3, i]),
-        )
-        for i in undominated(tpot, -rate)
-    ]  # fmt: skip
 
 
 def ask_serving(question: ServingQuestion) -> Answer:

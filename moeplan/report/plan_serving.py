@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 from moeplan.arrays import np
 from moeplan.calc import value
 from moeplan.parallel import SERVING_BINDS, ServingJob
-from moeplan.plan.ask_serving import FrontPoint, ServingQuestion
+from moeplan.plan.ask_serving import ServingQuestion
 from moeplan.plan.bands import serving_pools
+from moeplan.plan.front_serving import FrontPoint
 from moeplan.plan.serving import DEGREES, Option, Pool, ServingFound
 from moeplan.plan.serving_changes import ServingChange
 from moeplan.quantity import plain
@@ -210,7 +211,9 @@ def _point(found: ServingFound, p: FrontPoint) -> dict[str, Any]:
     return {
         "tpot": p.tpot, "tokens_per_second_per_user": 1 / p.tpot,
         "output_tokens_per_second_per_gpu": p.rate, "ttft": p.ttft, "batch": p.batch,
-        "layout": _text(p.layout), "gpus": p.gpus, **_formats(found.jobs[p.job], found),
+        "mode": p.mode, "layout": _text(p.layout), "gpus": p.gpus,
+        "prefill": None if p.prefill is None else _text(p.prefill),
+        **_formats(found.jobs[p.job], found),
         "meets": found.demand.tpot is None or p.tpot <= found.demand.tpot,
     }  # fmt: skip
 

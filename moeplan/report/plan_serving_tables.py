@@ -12,7 +12,7 @@ from moeplan.report.plan_tables import of_ops_alone, within
 from moeplan.report.tables import Column, Table
 from moeplan.units import fmt_count, fmt_time
 
-__all__ = ["serving_plan_tables"]
+__all__ = ["decodes", "serving_plan_tables"]
 
 _FRONT_ROWS = 12
 Answer = Mapping[str, Any]
@@ -104,13 +104,13 @@ def _best(a: Answer) -> Table:
     columns = [Column("#", fixed=True), Column("GPUs", fixed=True),
                Column("instances and their layout", "left"), Column("TTFT", fixed=True),
                Column("TPOT", fixed=True), Column("load", fixed=True)]  # fmt: skip
-    columns += [Column("$/M out", fixed=True)] if priced else []
+    columns += [Column("$/M in", fixed=True), Column("out", fixed=True)] if priced else []
     table = Table(f"The best {len(a['best'])}, by {a['by']}", columns, values=[])
     assert table.values is not None
     formats = [n for n, words in a["space"]["formats"].items() if len(words) > 1]
     for number, row in enumerate(a["best"], 1):
         ways = _ways(row)
-        more = prod(1 + len(pool["alike"]) for pool in row["pools"]) - 1
+        more = prod(1 + len(pool["alike"]) for pool in row["pools"]) - 1 + row["others"]
         ways += f" (+{more} alike)" if more else ""
         for name in formats:
             ways += f" {name} {row['pools'][0][name]}"
@@ -118,13 +118,15 @@ def _best(a: Answer) -> Table:
                  fmt_time(row["tpot"]), f"{row['load']:.0%}"]  # fmt: skip
         bare = [number, row["gpus"], ways, row["ttft"], row["tpot"], row["load"]]
         if priced:
-            cells.append(f"{row['dollars_per_million_output']:.3g}")
-            bare.append(row["dollars_per_million_output"])
+            each = row["dollars_per_million"]
+            cells += [f"{each['input']:.3g}", f"{each['output']:.3g}"]
+            bare += [each["input"], each["output"]]
         table.rows.append(cells)
         table.values.append(bare)
     table.notes = [
-        "load: of the requests that these instances could carry",
-        *(["$/M out: all cost over the output tokens"] if priced else []),
+        "TPOT at the load, which is in % of the requests that these instances could carry",
+        *_money(a["best"][0], priced),
+        *_following(a),
     ]
     for mode, row in a["by_mode"].items():
         if row is None:
@@ -134,6 +136,8 @@ def _best(a: Answer) -> Table:
                 f"the best {mode}: {gpus_of(row['gpus'])}, {_ways(row)}: TTFT "
                 f"{fmt_time(row['ttft'])}, TPOT {fmt_time(row['tpot'])}"
             )
+    if a["best"][0]["others"]:
+        table.notes.append("alike: the same decoding on as many GPUs, by other prefill instances")
     for pool in a["best"][0]["pools"]:
         if pool["alike"]:
             others = "; ".join(pool["alike"][:3]) + ("; ..." if len(pool["alike"]) > 3 else "")
@@ -142,6 +146,26 @@ def _best(a: Answer) -> Table:
         table.commands.append(pool["command"])
     table.notes.append("the first in full:")
     return table
+
+
+def _money(best: Mapping[str, Any], priced: bool) -> list[str]:
+    if not priced:
+        return []
+    whole = best["dollars_per_million_output"]
+    return ["$/M in, out: cost of the GPUs (or of their time) that prefill, and that decode; all "
+            f"of it over the output alone is ${whole:.3g}"]  # fmt: skip
+
+
+def _following(a: Answer) -> list[str]:
+    """How far the next are: the second row, and the first that takes more GPUs."""
+    first, *others = a["best"]
+    out = []
+    if others:
+        slower = others[0]["tpot"] / first["tpot"] - 1
+        more = others[0]["gpus"] - first["gpus"]
+        gpus = f"{more:+,} GPUs, " if more else ""
+        out.append(f"the second: {gpus}TPOT {slower:+.1%}")
+    return out
 
 
 def _pools(a: Answer) -> Table:
@@ -162,7 +186,8 @@ def _pools(a: Answer) -> Table:
         ("weights, GiB", "memory_weights", _gib, every),
         ("overhead, GiB", "memory_overhead", _gib, every),
         ("cache of a sequence, GiB", "memory_cache_per_sequence", _fine_gib, every),
-        ("batch", "batch", "{:,.0f}".format, decodes),
+        ("batch at the load", "batch", "{:,.0f}".format, decodes),
+        ("largest batch in time", "largest_batch", "{:,.0f}".format, decodes),
         ("largest batch that fits", "max_batch", "{:,.0f}".format, decodes),
         ("decoding alone, tokens/s/GPU", "decode_tokens_per_second_per_gpu", "{:,.0f}".format,
          decodes),
@@ -226,18 +251,25 @@ def _front(a: Answer) -> Table:
     shown = {round(i * (len(points) - 1) / max(1, _FRONT_ROWS - 1)) for i in range(_FRONT_ROWS)}
     for i, p in enumerate(points):
         user, rate = p["tokens_per_second_per_user"], p["output_tokens_per_second_per_gpu"]
-        table.values.append((user, rate, p["ttft"], p["batch"], p["gpus"], p["layout"]))
+        table.values.append((user, rate, p["ttft"], p["batch"], p["gpus"], decodes(p)))
         if i in shown or len(points) <= _FRONT_ROWS:
             star = "" if p["meets"] else "*"
             table.rows.append((f"{user:,.1f}{star}", f"{rate:,.1f}", fmt_time(p["ttft"]),
-                               f"{p['batch']:,}", f"{p['gpus']:,}", p["layout"]))  # fmt: skip
-    mode = a["space"]["modes"][0]
-    table.notes = [f"{mode}, batches of powers of two; one instance, whatever the requests"]
+                               f"{p['batch']:,}", f"{p['gpus']:,}", decodes(p)))  # fmt: skip
+    table.notes = ["batches of powers of two, whatever the requests; GPUs: of an instance"]
+    if any(p["prefill"] for p in points):
+        table.notes.append("disagg.: with instances of their own that prefill, in the ratio in "
+                           "which neither waits")  # fmt: skip
     if len(points) > _FRONT_ROWS:
         table.notes.append(f"{len(table.rows)} of {len(points)}; --csv, --json and --plot have all")
     if any(not p["meets"] for p in points):
         table.notes.append("* slower than the TPOT that was asked for")
     return table
+
+
+def decodes(point: Mapping[str, Any]) -> str:
+    """The layout of a point, and whether others prefill for it."""
+    return f"{point['layout']}{' (disagg.)' if point['prefill'] else ''}"
 
 
 def _space(a: Answer) -> Table:
@@ -252,7 +284,7 @@ def _space(a: Answer) -> Table:
         listed = ", ".join(words[name] if v is None else str(v) for v in values)
         table.rows.append((name, listed))
     table.rows.append(("modes", ", ".join(space["modes"])))
-    table.rows.append(("batch", "the largest that fits and meets TPOT"))
+    table.rows.append(("batch", "the least that carries the load, up to the largest in time"))
     table.rows.append(("instances", "as many as carry the requests"))
     table.notes = [
         "all products that fill an instance; those that break a rule of layouts are not legal",

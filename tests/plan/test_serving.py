@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from moeplan.cluster.hardware import cluster
 from moeplan.cluster.layout import Layout
 from moeplan.cluster.rules import legal
+from moeplan.errors import UserError
 from moeplan.load import load_preset
 from moeplan.parallel import ServingJob, ServingPlan
-from moeplan.plan.ask_serving import ServingQuestion, serving_front
+from moeplan.plan.ask_serving import ServingQuestion
+from moeplan.plan.front_serving import serving_front
+from moeplan.plan.pools import DEGREES, Demand
 from moeplan.plan.sensitivity import scaled
-from moeplan.plan.serving import Demand, search_serving
+from moeplan.plan.serving import search_serving
 from moeplan.plan.serving_changes import serving_changes
 
 LENGTHS = {"input": 2000, "output": 500}
@@ -51,39 +54,127 @@ def needed(rate, each):
     return max(1, math.ceil(rate / each * (1 - 1e-12)))
 
 
+@cache
+def with_batch(gpus, degrees, disaggregated, batch):
+    """One instance that decodes this many sequences together."""
+    job = ServingJob(**LENGTHS, disaggregated=disaggregated, batch=batch)
+    layout = Layout(**dict(zip(DEGREES, degrees, strict=True)))
+    return ServingPlan(mixtral(), cluster(f"h100x{gpus}"), job).evaluate(layout)
+
+
+def at_load(gpus, layout, disaggregated, most, rate):
+    """TPOT with the least batch whose rate is enough, found by halving."""
+    degrees = tuple(getattr(layout, name) for name in DEGREES)
+
+    def carries(batch):
+        a = with_batch(gpus, degrees, disaggregated, batch)
+        if disaggregated:
+            return a["decode_tokens_per_second_per_gpu"] * gpus / 500 >= rate * (1 - 1e-8)
+        return a["requests_per_second"] >= rate * (1 - 1e-8)
+
+    low, high = 0, int(most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if carries(middle) else (middle, high)
+    return with_batch(gpus, degrees, disaggregated, high)["tpot"]
+
+
+def pools(rate, ttft, tpot, disaggregated):
+    """GPUs and a function of TPOT at the load, of decoding instances that are in time."""
+    out = []
+    for n, layout, a in singles(disaggregated, tpot):
+        if not a["fits"] or (tpot and a["tpot"] > tpot):
+            continue
+        if not disaggregated and ttft and a["ttft"] > ttft:
+            continue
+        each = a["requests_per_second"]
+        if disaggregated:
+            each = a["decode_tokens_per_second_per_gpu"] * n / 500
+        count = needed(rate, each)
+        share = partial(at_load, n, layout, disaggregated, a["batch"], rate / count)
+        out.append((count * n, share))
+    return out
+
+
+def prefills(rate, ttft):
+    """GPUs and TTFT of prefill pools, in order."""
+    link = cluster("h100x8").scale_out_bandwidth.value
+    out = []
+    for n, _, a in singles(True, None):
+        wait = a["ttft"] + a["memory_cache_per_sequence"] / link
+        if a["fits"] and (not ttft or wait <= ttft):
+            each = a["prefill_tokens_per_second_per_gpu"] * n / 2000
+            out.append((needed(rate, each) * n, wait))
+    return sorted(out)
+
+
+def fewest(found):
+    """The least GPUs, and of those the least TPOT."""
+    if not found:
+        return None
+    least = min(gpus for gpus, _ in found)
+    return least, min(tpot() for gpus, tpot in found if gpus == least)
+
+
 @pytest.mark.parametrize(("rate", "ttft", "tpot"), [(5, 1.0, 0.05), (0.2, None, None),
                                                     (40, 0.4, 0.03)])  # fmt: skip
 def test_the_search_is_a_loop_over_single_evaluations(rate, ttft, tpot):
     demand = Demand(rate, ttft, tpot)
     found = search_serving(mixtral(), cluster("h100x8"), [ServingJob(**LENGTHS)], demand, [1, 2, 4])
-    together = [
-        (needed(rate, a["requests_per_second"]) * gpus, a["tpot"])
-        for gpus, _, a in singles(False, tpot)
-        if a["fits"] and (not ttft or a["ttft"] <= ttft) and (not tpot or a["tpot"] <= tpot)
-    ]
+    together = pools(rate, ttft, tpot, False)
     assert found.counts["aggregated"]["legal"] == len(singles(False, tpot))
     assert found.counts["aggregated"]["meet"] == len(together)
     best = found.by_mode["aggregated"]
     assert (best is None) == (not together)
     if together:
-        assert (best.gpus, best.tpot) == pytest.approx(min(together))
-    link = cluster("h100x8").scale_out_bandwidth.value
-    apart = singles(True, tpot)
-    pairs = [
-        (
-            needed(rate * 2000, p["prefill_tokens_per_second_per_gpu"] * n) * n
-            + needed(rate * 500, d["decode_tokens_per_second_per_gpu"] * m) * m,
-            d["tpot"],
-        )
-        for n, _, p in apart
-        if p["fits"] and (not ttft or p["ttft"] + p["memory_cache_per_sequence"] / link <= ttft)
-        for m, _, d in apart
-        if d["fits"] and (not tpot or d["tpot"] <= tpot)
-    ]
+        assert (best.gpus, best.tpot) == pytest.approx(fewest(together))
+    first, then = prefills(rate, ttft), pools(rate, ttft, tpot, True)
     best = found.by_mode["disaggregated"]
-    assert (best is None) == (not pairs)
-    if pairs:
-        assert (best.gpus, best.tpot) == pytest.approx(min(pairs))
+    assert (best is None) == (not first or not then)
+    if best is not None:
+        gpus, seconds = fewest(then)
+        assert (best.gpus, best.tpot) == pytest.approx((first[0][0] + gpus, seconds))
+        assert best.ttft == pytest.approx(first[0][1])
+
+
+def test_the_fastest_on_some_gpus_is_that_of_a_loop():
+    """All of them decode, but for those that prefill."""
+    demand = Demand(8, 1.0, 0.05, gpus=12)
+    found = search_serving(
+        mixtral(), cluster("h100x8"), [ServingJob(**LENGTHS)], demand, [1, 2, 4], by="time"
+    )
+    expected = {"aggregated": [], "disaggregated": []}
+    for mode, found_in in expected.items():
+        apart = mode == "disaggregated"
+        left = 12 - (prefills(8, 1.0)[0][0] if apart else 0)
+        for n, layout, a in singles(apart, 0.05):
+            if not a["fits"] or a["tpot"] > 0.05 or (not apart and a["ttft"] > 1):
+                continue
+            each = a["decode_tokens_per_second_per_gpu"] * n / 500
+            each = each if apart else a["requests_per_second"]
+            count = left // n
+            if count >= needed(8, each):
+                found_in.append(at_load(n, layout, apart, a["batch"], 8 / count))
+        assert found.by_mode[mode].tpot == pytest.approx(min(found_in))
+    assert found.options[0].tpot == pytest.approx(min(map(min, expected.values())))
+    few = search_serving(mixtral(), cluster("h100x8"), [ServingJob(**LENGTHS)], demand, [1, 2, 4])
+    assert found.options[0].tpot < few.options[0].tpot
+    with pytest.raises(UserError, match="--by time needs --gpus"):
+        search_serving(mixtral(), cluster("h100x8"), [ServingJob(**LENGTHS)],
+                       replace(demand, gpus=None), [1, 2], by="time")  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", [0.01, 6, 30])
+def test_what_users_see_does_not_hang_on_the_limit(rate):
+    """A looser limit never makes the answer slower on as many GPUs, and few requests are fast."""
+    answers = []
+    for tpot in (0.02, 0.03, 0.05, 0.1, None):
+        found = search_serving(
+            mixtral(), cluster("h100x8"), [ServingJob(**LENGTHS)], Demand(rate, 1.0, tpot), [2, 4]
+        )
+        answers.append((found.options[0].gpus, found.options[0].tpot))
+    for tight, loose in itertools.pairwise(answers):
+        assert loose[0] < tight[0] or loose <= (tight[0], tight[1] * (1 + 1e-9))
 
 
 def test_the_best_ten_are_the_ten_best_of_all_pairs():
@@ -92,21 +183,15 @@ def test_the_best_ten_are_the_ten_best_of_all_pairs():
         mixtral(), cluster("h100x8"), [ServingJob(**LENGTHS)], demand, [1, 2, 4],
         modes=("disaggregated",),
     )  # fmt: skip
-    apart = [row for row in singles(True, 0.05) if row[2]["fits"]]
-    link = cluster("h100x8").scale_out_bandwidth.value
-    pools = {"p": set(), "d": set()}  # pools of equal GPUs, seconds and rate are one answer
-    for n, _, a in apart:
-        first = a["prefill_tokens_per_second_per_gpu"]
-        gpus = needed(8 * 2000, first * n) * n
-        wait = a["ttft"] + a["memory_cache_per_sequence"] / link
-        pools["p"].add((gpus, f"{wait:.11g}", f"{gpus * first:.11g}"))
-        if a["tpot"] <= 0.05:
-            then = a["decode_tokens_per_second_per_gpu"]
-            gpus = needed(8 * 500, then * n) * n
-            pools["d"].add((gpus, f"{a['tpot']:.11g}", f"{gpus * then:.11g}"))
-    pairs = sorted((p[0] + d[0], float(d[1]), float(p[1])) for p in pools["p"] for d in pools["d"])
-    got = [(o.gpus, o.tpot, o.ttft) for o in found.options]
-    assert np.allclose(got, pairs[:10], rtol=1e-9)
+    then = sorted((gpus, tpot()) for gpus, tpot in pools(8, None, 0.05, True))
+    first = prefills(8, None)
+    kinds = {(g + p[0], f"{t:.9g}") for g, t in then for p in first}  # alike are one row
+    expected = sorted((gpus, float(tpot)) for gpus, tpot in kinds)
+    got = [(o.gpus, o.tpot) for o in found.options]
+    assert got == sorted(got)
+    assert len({o.pools[-1].instance for o in found.options}) == len(got)
+    unlike = list(dict.fromkeys((gpus, float(f"{tpot:.9g}")) for gpus, tpot in got))
+    assert np.allclose(unlike, expected[: len(unlike)], rtol=1e-7)
 
 
 @settings(max_examples=5)

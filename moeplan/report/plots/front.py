@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeplan._version import __version__
 from moeplan.errors import UserError
+from moeplan.report.plan_serving_tables import decodes
 from moeplan.report.plan_tables import degrees, kind
 from moeplan.report.style import INK
 
@@ -172,7 +173,12 @@ def _serving(a: Answer) -> Figure:
         if mine:
             ax.scatter([users[i] for i in mine], [rates[i] for i in mine], s=30, zorder=3,
                        color=colour, marker=marker, label=label)  # fmt: skip
-    limit = a["demand"]["tpot"]
+    want, best = a["demand"], a["best"][0] if a["best"] else None
+    if best is not None:
+        at = 1 / best["tpot"], best["output_tokens_per_second_per_gpu"]
+        ax.scatter(*at, s=190, marker="*", color="#009E73", zorder=4, edgecolors="white",
+                   label=f"the answer: {best['gpus']:,} GPUs at the load")  # fmt: skip
+    limit = want["tpot"]
     if limit:
         ax.axvline(1 / limit, color=INK, linestyle=(0, (4, 2)), linewidth=1)
         ax.text(1 / limit, 1.01, f"TPOT {limit * 1e3:g} ms", ha="center", va="bottom", size=8,
@@ -182,11 +188,10 @@ def _serving(a: Answer) -> Figure:
     ax.set_xlim(0, max(users) * 1.08)
     ax.set_ylim(0, max(rates) * 1.12)
     step = max(1, len(points) // (2 * _LABELS))
-    _name(ax, [(users[i], rates[i], f"{points[i]['layout']}, batch {points[i]['batch']:,}")
+    _name(ax, [(users[i], rates[i], f"{decodes(points[i])}, batch {points[i]['batch']:,}")
                for i in range(0, len(points), step)])  # fmt: skip
     ax.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=1)
-    want = a["demand"]
-    best = a["best"][0] if a["best"] else None
+    ways = " or ".join(a["space"]["modes"]).replace("disaggregated", "disaggregated (disagg.)")
     said = "No layout carries the requests." if best is None else (
         f"For {want['requests_per_second']:g} requests/s: {best['gpus']:,} GPUs, {best['mode']}, "
         f"TTFT {best['ttft']:.3g} s, TPOT {best['tpot'] * 1e3:.3g} ms."
@@ -194,8 +199,9 @@ def _serving(a: Answer) -> Figure:
     _texts(
         figure, f"{a['model']} on {a['cluster']['gpu']}: a user's speed against a GPU's output",
         said,
-        f"Each point is a layout and batch that none beats in both; {a['space']['modes'][0]}, "
-        f"{want['input']:,} tokens in, {want['output']:,} out"
+        "Each point is a layout and batch that none beats in both, whatever the requests; the "
+        "answer has whole instances at the requests that were asked for. "
+        f"{ways.capitalize()}, {want['input']:,} tokens in, {want['output']:,} out"
         + (f", TTFT within {want['ttft']:g} s" if want["ttft"] else "") + ".",
     )  # fmt: skip
     return figure
