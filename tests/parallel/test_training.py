@@ -21,6 +21,7 @@ from moeplan.parallel import (
     explain_training,
 )
 from moeplan.parallel.optime import STACKS, Seconds
+from moeplan.plan.sensitivity import scaled
 from moeplan.quantity import Quantity
 
 PARTS = ("compute", "recompute", "tp", "ep", "cp", "pp", "dp", "bubble", "optimizer")
@@ -269,3 +270,78 @@ def test_half_a_million_layouts_a_second():
     start = time.process_time()
     plan.evaluate(many)
     assert many.tp.size / (time.process_time() - start) > 50_000
+
+
+class TestLoadOfExperts:
+    """What the fullest GPU gets over the mean is limited by the tokens that there are."""
+
+    @staticmethod
+    def compute(ep, imbalance, gpus=8, **degrees):
+        job = TrainingJob(imbalance=imbalance)
+        layout = Layout(ep=ep, dp=gpus, batch=64, zero=3, **degrees)
+        found = evaluate_training(load_preset("mixtral"), layout, cluster(f"h100x{gpus}"), job)
+        return found["time_compute"], found["memory_activations"], found["memory_buffers"]
+
+    def test_a_gpu_with_all_experts_has_its_own_tokens_only(self):
+        assert self.compute(1, 1.0) == self.compute(1, 7.0)
+
+    def test_more_imbalance_takes_longer_until_every_token_is_there(self):
+        # of two GPUs one can have twice the mean; of eight with two experts a token, four times
+        for ep, most in ((2, 2.0), (8, 4.0)):
+            times = [self.compute(ep, x) for x in (1.0, 1.5, most, most + 1, 100.0)]
+            assert times[0][0] < times[1][0] < times[2][0]
+            assert times[2] == times[3] == times[4]
+
+
+class TestWholeGradients:
+    """From ZeRO-2 on a layer's gradients are whole until they are reduced and scattered."""
+
+    @staticmethod
+    def buffers(zero, **degrees):
+        layout = Layout(dp=8, batch=64, zero=zero, **degrees)
+        plan = TrainingPlan(load_preset("llama-3.1-8b"), cluster("h100x8"), TrainingJob())
+        return plan.evaluate(layout)["memory_buffers"]
+
+    def test_of_the_largest_piece_in_fp32_and_two_layers_of_bf16_weights(self):
+        # the head is the largest piece: 128,256 x 4,096, and the last norm
+        head = 128_256 * 4096 + 4096
+        assert self.buffers(1) == 0
+        assert self.buffers(2) == pytest.approx(4 * head)
+        assert self.buffers(3) == pytest.approx(4 * head + 2 * 2 * head)
+
+    def test_the_search_counts_them_too(self):
+        many = Layout(dp=[8.0, 8.0], batch=64, zero=[2.0, 3.0])
+        plan = TrainingPlan(load_preset("llama-3.1-8b"), cluster("h100x8"), TrainingJob())
+        found = plan.evaluate(many)["memory_buffers"]
+        assert found == pytest.approx([self.buffers(2), self.buffers(3)])
+
+
+def test_messages_that_outlast_compute_bind_with_what_is_hidden():
+    """ZeRO-3 over slow links: compute is longer than what is waited for, but sets nothing."""
+    plan = TrainingPlan(load_preset("qwen3-30b-a3b"), cluster("h100x184"), TrainingJob())
+    layout = Layout(cp=4, dp=46, zero=3, microbatch=11, batch=4048, recompute="full")
+    slow = replace(plan.cluster, scale_out_bandwidth=scaled(plan.cluster.scale_out_bandwidth, 0.5),
+                   scale_out_effective=scaled(plan.cluster.scale_out_effective, 0.5))  # fmt: skip
+    worse = TrainingPlan(plan.spec, slow, TrainingJob()).evaluate(layout)
+    assert worse["time_dp"] > 0.1 * worse["step"]
+    assert worse["fits"]
+    assert BINDS[worse["binds"]] == "data parallel"
+    assert worse["time_dp_all"] > worse["time_dp"] + 0.5 * worse["time_compute"]
+
+
+def test_a_gpu_with_another_bandwidth_has_other_times():
+    """What calibrated ops take goes with the rates that the GPU is given, not those on file."""
+    base = cluster("h100x8")
+    layout = Layout(dp=8, ep=8, batch=64, zero=3)
+
+    def step(**rates):
+        device = replace(base.gpu, **rates)
+        plan = TrainingPlan(load_preset("mixtral"), replace(base, gpu=device), TrainingJob())
+        return plan.evaluate(layout)["time_compute"]
+
+    same = step(memory_bandwidth=scaled(base.gpu.memory_bandwidth, 1.0))
+    slow = step(memory_bandwidth=scaled(base.gpu.memory_bandwidth, 0.5))
+    fast = step(memory_bandwidth=scaled(base.gpu.memory_bandwidth, 2.0))
+    assert same == step()
+    assert fast < 0.97 * same < same < 0.97 * slow
+    assert slow < 2 * same

@@ -159,10 +159,14 @@ def test_bands_are_those_of_layout():
 
 
 def test_limits_within_the_band_are_named(run):
-    low, high = tree(*SERVE)["best"][0]["band"]["tpot"]
-    assert low < 0.05 < high
-    words = " ".join(run(*SERVE, "--no-sensitivity").out.split())
-    assert "the TPOT limit of 50.00 ms lies within the band" in words
+    best = tree(*QUICK)["best"][0]
+    near = f"{(best['tpot'] + best['band']['tpot'][1]) * 500:.1f}"
+    close = [*QUICK]
+    close[QUICK.index("50ms")] = f"{near}ms"
+    low, high = tree(*close)["best"][0]["band"]["tpot"]
+    assert low < float(near) / 1e3 < high
+    words = " ".join(run(*close).out.split())
+    assert f"the TPOT limit of {float(near):.2f} ms lies within the band" in words
     assert "TTFT limit" not in words
     assert "times are of the ops alone" in words
     bare = " ".join(run(*TRAIN, "--no-sensitivity", "--stack", "megatron-bridge").out.split())
@@ -237,6 +241,13 @@ def test_what_was_searched_stands_in_the_output(run):
          ("ep=3 does not divide the 8 experts, ep=16 does not divide the 8 experts",)),
         (("train", "mixtral", "--cluster", "h100x64", "--fix", "tp=4,pp=8,ep=8,etp=16"),
          ("under --tp 4 --pp 8 --ep 8 --etp 16; without --etp there",)),
+        (("train", "mixtral", "--cluster", "h100", "--gpus", "64", "--vpp", "4", "--schedule",
+          "1f1b"), ("nearest to a legal one", "vpp=4 needs schedule=interleaved")),
+        (("train", "mixtral", "--cluster", "h100", "--gpus", "64", "--schedule", "interleaved",
+          "--fix", "pp=32,vpp=2"), ("pp*vpp = 32*2 stages are more than the 32 layers",)),
+        (("train", "mixtral", "--cluster", "h100", "--gpus", "64", "--order", "tp-cp-ep-pp-dp",
+          "--fix", "pp=2,ep=8,tp=1,cp=1"), ("needs etp*ep = 1*8 = 8 to be tp*cp = 1*1",)),
+        (("train", "llama-3.1-8b", "--cluster", "h100", "--gpus", "1"), ("2 GPUs would do",)),
         (("train", "mixtral", "--cluster", "h100", "--gpus", "16", "--gbs", "7", "--dp", "7"),
          ("NOTHING IS LEGAL",)),
         (("train", "mixtral", "--cluster", "h100", "--gpus", "16", "--gbs", "64", "--fix",
@@ -270,6 +281,38 @@ def test_nothing_says_what_would(run, arguments, expected):
         (("train", "mixtral", "--cluster", "h100", "--gpus", "0"), "--gpus is 0"),
         (("train", "mixtral", "--cluster", "h100", "--deadline", "5d"), "need --tokens"),
         (("train", "mixtral", "--cluster", "h100", "--gpus", "8", "--by", "tim"), "'time'"),
+        (
+            (
+                "train",
+                "mixtral",
+                "--cluster",
+                "h20",
+                "--gpus",
+                "64",
+                "--budget",
+                "$1M",
+                "--tokens",
+                "1T",
+            ),
+            "no price of h20 is on file",
+        ),
+        (
+            (
+                "train",
+                "mixtral",
+                "--cluster",
+                "h100",
+                "--gpus",
+                "8",
+                "--deadline",
+                "300d",
+                "--tokens",
+                "1T",
+            ),
+            "nothing fits on 8 GPUs",
+        ),
+        ((*TRAIN[1:], "--gpu-step", "16", "--deadline", "5d"), "--gpu-step is the distance"),
+        (("serve", "mixtral", "--gpu", "h100", "--rps", "5", "--by", "time"), "needs --gpus"),
         ((*TRAIN[1:], "--schedule", "1f1"), "did you mean '1f1b'"),
         ((*TRAIN[1:], "--recompute", "ful"), "did you mean 'full'"),
         ((*TRAIN[1:], "--recompute", "selective:norms"), "did you mean 'norm'"),
