@@ -99,6 +99,15 @@ def cache_transfer(net: Network, cache: Any) -> Any:
     )
 
 
+def by_turns(step: Any, prefill: Any, batch: Any, gpus: Any, output: Any) -> Any:
+    """Seconds per output token where an instance's decoding waits for prefill in between.
+
+    step: seconds of a decoding step of `batch` sequences on its GPUs. prefill: GPU-seconds of a
+    request's, which comes once for `output` tokens of each sequence.
+    """
+    return step + prefill * batch / (gpus * output)
+
+
 def disaggregate(
     prefill: Mapping[str, Any], decode: Mapping[str, Any], job: ServingJob, transfer: Any = 0
 ) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from moeplan.parallel.batches import border
 from moeplan.parallel.divide import widths
 from moeplan.parallel.inference import Inference
 from moeplan.parallel.jobs import ServingJob
+from moeplan.parallel.limits import by_turns
 from moeplan.parallel.money import hourly
 from moeplan.parallel.optime import RowTimes
 from moeplan.parallel.ranksums import largest
@@ -386,8 +387,8 @@ class ServingPlan:
 
         def over(batch: Any, at: Any) -> Any:
             here, step = self._steps(v, batch, at)
-            if not self.job.disaggregated:  # by turns with prefill, of which each needs its own
-                step = step + _blocks(prefill, batch, at) * batch / (here["world"] * output)
+            if not self.job.disaggregated:
+                step = by_turns(step, _blocks(prefill, batch, at), batch, here["world"], output)
             return step - _blocks(limit, batch, at)
 
         with np.errstate(all="ignore") if is_array(most) else nullcontext():
@@ -397,6 +398,10 @@ class ServingPlan:
         """Seconds of decoding steps with batches, of arrays those of rows `at` (in blocks)."""
         here = {name: _blocks(x, batch, at) for name, x in v.items()}
         return here, self._decode(here, batch, plain)["time"]
+
+    def step_seconds(self, layout: Layout, batch: Any) -> Any:
+        """Seconds per output token of `batch` sequences that are decoded and nothing else."""
+        return self._decode(dict(self._plain(layout).values), batch, plain)["time"]
 
     def batch_under(self, layout: Layout, rate: Any, most: Any) -> Any:
         """Sequences that an instance decodes together under `rate` requests a second: of arrays

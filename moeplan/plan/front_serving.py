@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moeplan.arrays import np
 from moeplan.cluster.layout import Layout
-from moeplan.parallel import disaggregate
+from moeplan.parallel.limits import by_turns, disaggregate
 from moeplan.plan.front import undominated
 from moeplan.plan.pools import DEGREES
 from moeplan.plan.serving import ServingFound
+from moeplan.quantity import plain
 
 if TYPE_CHECKING:
     from moeplan.plan.ask_serving import ServingQuestion
@@ -43,10 +44,10 @@ def serving_front(question: ServingQuestion, found: ServingFound) -> list[FrontP
 
     TTFT limits it, TPOT does not; whatever the requests, with any number of instances.
     """
-    parts = [part for mode in question.modes for part in _of_mode(found, mode)]
+    parts = list(_points(found, question.modes))
     if not parts:
         return []
-    tpot, rate, ttft, row, batch, job, mode, prefill = (
+    tpot, rate, ttft, row, batch, job, prefill, mode = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
     return [
@@ -60,38 +61,63 @@ def serving_front(question: ServingQuestion, found: ServingFound) -> list[FrontP
     ]  # fmt: skip
 
 
-def _of_mode(found: ServingFound, mode: str) -> Iterator[tuple[Any, ...]]:
-    """Columns of the points of a way of serving, by job and batch."""
-    modes = [name for name, _ in found.plans]
-    layout = Layout(**{name: found.columns[name] for name in DEGREES})
+def _points(found: ServingFound, modes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Columns of the points, by job, batch and way of serving, which share decoding steps."""
     for number in range(len(found.jobs)):
-        answer, plan = found.answers[mode, number], found.plans[mode, number]
-        most = answer.get("max_batch")
-        first = _prefill(found, number, answer) if mode == "disaggregated" else -1
-        if most is None or not np.isfinite(most).any() or first is None:
+        answer, plan = found.answers[modes[0], number], found.plans[modes[0], number]
+        if "ttft" not in answer:
             continue
+        fits = np.flatnonzero(answer["fits"])
+        most = answer["max_batch"][fits]
         batch = 1
-        while batch <= np.nanmax(most):
-            there = plan.of_job(replace(plan.job, batch=batch, tpot=None))
-            a = there.evaluate(layout, found.columns["gpus"])
-            at = np.flatnonzero(a["fits"] & (a["batch"] == batch) & _in_time(found, a, first))
-            one = np.ones(at.size)
-            here = {name: x[at] for name, x in a.items()}
-            if first >= 0:
-                alone = {name: x[first] for name, x in answer.items()}
-                here |= disaggregate(alone, here, plan.job, found.transfers[number][first])
-            yield (
-                here["tpot"], here["output_tokens_per_second_per_gpu"], here["ttft"] * one, at,
-                batch * one, number * one, list(dict.fromkeys(modes)).index(mode) * one,
-                first * one,
-            )  # fmt: skip
+        while (most >= batch).any():
+            at = fits[most >= batch]
+            layout = Layout(**{name: found.columns[name][at] for name in DEGREES})
+            step = plan.step_seconds(layout, float(batch))
+            for place, mode in enumerate(modes):
+                one = _Batch(found, number, mode, batch, at, step)
+                for columns in one.columns():
+                    yield (*columns, np.full(columns[0].size, place))
             batch *= 2
 
 
-def _in_time(found: ServingFound, a: Mapping[str, Any], first: int) -> Any:
-    """Which instances keep TTFT; those that only decode need not."""
-    limit = found.demand.ttft
-    return True if limit is None or first >= 0 else a["ttft"] <= limit
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """A batch on rows `at` of the grid, with seconds of a decoding step on each."""
+
+    found: ServingFound
+    job: int
+    mode: str
+    batch: int
+    at: Any
+    step: Any
+
+    def columns(self) -> Iterator[tuple[Any, ...]]:
+        """TPOT, output tokens/s/GPU, TTFT, row, batch, job, and the row that prefills or -1."""
+        answer, job = self.found.answers[self.mode, self.job], self.found.jobs[self.job]
+        gpus, output = self.found.columns["gpus"][self.at], plain(job.output)
+        decode = {"tpot": self.step, "fits": True,
+                  "decode_tokens_per_second_per_gpu": self.batch / (self.step * gpus)}  # fmt: skip
+        here = {name: x[self.at] for name, x in answer.items()} | decode
+        first, good = -1, np.ones(self.at.size, dtype=bool)
+        if self.mode == "disaggregated":
+            found = _prefill(self.found, self.job, answer)
+            if found is None:
+                return
+            first, sent = found, self.found.transfers[self.job][found]
+            here |= disaggregate({n: x[first] for n, x in answer.items()}, here, job, sent)
+        else:
+            new = plain(job.input) * (1 - plain(job.cached))
+            cost = new / here["prefill_tokens_per_second_per_gpu"]
+            here["tpot"] = by_turns(self.step, cost, self.batch, gpus, output)
+            together = disaggregate(here, here, job)  # as if it took turns between two pools
+            here["output_tokens_per_second_per_gpu"] = together["output_tokens_per_second_per_gpu"]
+            if self.found.demand.ttft is not None:
+                good = here["ttft"] <= self.found.demand.ttft
+        one = np.ones(self.at.size)
+        columns = (here["tpot"], here["output_tokens_per_second_per_gpu"], here["ttft"] * one,
+                   self.at, self.batch * one, self.job * one, first * one)  # fmt: skip
+        yield tuple(column[good] for column in columns)
 
 
 def _prefill(found: ServingFound, number: int, a: Mapping[str, Any]) -> int | None:
