@@ -17,7 +17,7 @@ from moeplan.calibration.store import Calibration, OpFit, calibration, names
 from moeplan.cluster.hardware import Gpu, gpu
 from moeplan.errors import UserError
 
-__all__ = ["VENDORS", "carried", "for_gpu", "in_format", "of_rates", "weight_only"]
+__all__ = ["VENDORS", "carried", "for_gpu", "in_format", "of_gpu", "weight_only"]
 
 VENDORS = ("NVIDIA", "AMD")
 """Whose GPUs run kernels in tiles as those that were measured do; others have no calibration."""
@@ -71,42 +71,33 @@ def _scaled(
     return replace(found, fits=fits, source=why)
 
 
-def of_rates(card: Gpu, number_format: str = "bf16") -> Mapping[str, Calibration]:
-    """`for_gpu` of a GPU whose matmul peak or memory bandwidth may differ from those on file."""
-    found = for_gpu(card.id, number_format)
-    asked, known = device_of(card), device_of(gpu(card.id))
-    matrix, memory = asked.matrix / known.matrix, asked.memory / known.memory
-    if matrix == memory == 1:
-        return found
-    why = f"at {matrix:.3g} times the matmul peak and {memory:.3g} times the memory bandwidth"
-
-    def moved(own: Calibration) -> Calibration:
-        device = replace(own.device, matrix=own.device.matrix * matrix,
-                         memory=own.device.memory * memory)  # fmt: skip
-        scaled = _scaled(own, matrix, memory, 1.0, f"{own.name}, {why}")
-        return replace(scaled, name=f"{own.name} {why}", device=device)
-
-    return {kind: moved(own) for kind, own in found.items()}
-
-
-@cache
 def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]:
+    """`of_gpu` of the GPU that `--gpu` takes by this name. Raises UserError for an unknown one."""
+    return of_gpu(gpu(name), number_format)
+
+
+def of_gpu(card: Gpu, number_format: str = "bf16") -> Mapping[str, Calibration]:
     """For each kind of op the calibration of a GPU: its own, or one carried over from another.
 
-    `name` is what `--gpu` takes; `number_format` that of the matmuls' operands, of their weights
-    only where the GPU has no unit for it. Raises UserError for an unknown GPU, and for one of a
-    vendor to whose GPUs nothing that was measured can be carried over.
+    number_format: of the matmuls' operands, of their weights only where the GPU has no unit for
+    it. One with other rates than were measured gets its own by their ratio. Raises UserError for
+    one of a vendor to whose GPUs nothing that was measured can be carried over.
     """
-    card = gpu(name)
     if card.vendor not in VENDORS:
         raise UserError(
             f"{card.name} ({card.id}): no calibration is on file, and none can be carried over to "
             f"it, because only GPUs of {' and '.join(VENDORS)} run kernels like those measured; "
             "`moeplan estimate` gives the datasheet's floor"
         )
-    device = device_of(card)
+    peak = card.peaks[number_format].value if number_format in card.peaks else None
+    return _derived(device_of(card), number_format, None if peak is None else float(peak))
+
+
+@cache
+def _derived(device: Device, number_format: str, peak: float | None) -> Mapping[str, Calibration]:
+    """For a device with this peak of matmuls in a format, None where it has no unit for it."""
     shipped = [c for c in map(calibration, names()) if c.device.kind == "gpu"]
-    own = [c for c in shipped if c.device.id == device.id]
+    own = [_at(c, device) for c in shipped if c.device.id == device.id]
     others = [carried(c, device) for c in shipped if c.device.id != device.id]
     out: dict[str, Calibration] = {}
     for found in (*own, *others):
@@ -115,9 +106,18 @@ def for_gpu(name: str, number_format: str = "bf16") -> Mapping[str, Calibration]
     bits = BITS.get(number_format, 16)
     for kind in ("moe", "gemm", "grouped"):
         if kind in out and bits < 16:
-            if number_format in card.peaks:
-                peak = float(card.peaks[number_format].value)
-                out[kind] = in_format(out[kind], peak, bits)
-            else:
+            if peak is None:
                 out[kind] = weight_only(out[kind], number_format)
+            else:
+                out[kind] = in_format(out[kind], peak, bits)
     return out
+
+
+def _at(found: Calibration, device: Device) -> Calibration:
+    """A GPU's own calibration, if it had these rates: what if, with the band that was measured."""
+    matrix, memory = device.matrix / found.device.matrix, device.memory / found.device.memory
+    if matrix == memory == 1:
+        return found
+    why = (f"{found.name}, at {matrix:.3g} times the matmul peak and {memory:.3g} times the memory "
+           "bandwidth")  # fmt: skip
+    return replace(_scaled(found, matrix, memory, 1.0, why), device=device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
-from moeplan.calibration.derived import VENDORS, for_gpu
+from moeplan.calibration.derived import VENDORS, of_gpu
 from moeplan.calibration.rows import Calibrations, Degrees, RowTime, Stored, kind_of, row_times
 from moeplan.calibration.store import TITLES
 from moeplan.cluster.hardware import Gpu
@@ -36,7 +36,7 @@ def expected(
     """
     if gpu.vendor not in VENDORS:
         return None
-    calibrations: Calibrations = cache(partial(for_gpu, gpu.id))
+    calibrations: Calibrations = cache(partial(of_gpu, gpu))
     rows = [line for line in lines(spec, work) if line.op.kind != "exchange"]
     degrees = Degrees(training=work.phase == "train")
     times = row_times(rows, calibrations, degrees, partial(_stored, stored))

@@ -14,7 +14,7 @@ from typing import Any
 from moeplan.arrays import is_array, larger, np, real
 from moeplan.calc import value
 from moeplan.calibration.band import banded
-from moeplan.calibration.derived import of_rates
+from moeplan.calibration.derived import of_gpu
 from moeplan.calibration.fabric import fabric_of
 from moeplan.calibration.moe import grouped_features, grouped_seconds
 from moeplan.calibration.points import Kind, Points
@@ -39,7 +39,7 @@ class CalibratedTimes:
     def __init__(self, gpu: Gpu, stack: Stack) -> None:
         self.gpu, self.stack = gpu, stack
         self.fabric: Collectives | None = fabric_of(gpu)
-        self.calibrations = cache(partial(of_rates, gpu))
+        self.calibrations = cache(partial(of_gpu, gpu))
         self.used: dict[tuple[Kind, str], Calibration] = {}
         self._known: dict[Work, Seconds] = {}  # of single rows: layouts share most of them
 

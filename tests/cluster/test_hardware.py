@@ -8,7 +8,10 @@ import pytest
 
 from moeplan.cluster import datafile
 from moeplan.cluster.hardware import NUMBER_FORMATS, cluster, gpu, gpus, prices
+from moeplan.cluster.layout import Layout
 from moeplan.errors import UserError
+from moeplan.load import load_preset
+from moeplan.parallel import TrainingJob, TrainingPlan
 from moeplan.quantity import Quantity
 
 T, G = 10**12, 10**9
@@ -368,6 +371,19 @@ def test_a_users_file_describes_a_gpu(tmp_path):
     assert path in g.memory_bytes.source.where
     assert prices(g.id) == ()
     assert cluster(f"{path}x16").gpus.value == 16
+
+
+def test_a_users_gpu_of_a_known_vendor_takes_what_was_measured_elsewhere(tmp_path):
+    """By the ratio of its rates: at half of them everything but fixed costs takes twice as long."""
+
+    def step(text):
+        machine = cluster(f"{own(tmp_path, text)}x8")
+        plan = TrainingPlan(load_preset("mixtral"), machine, TrainingJob())
+        return plan.evaluate(Layout(dp=8, ep=8, batch=64, zero=3))["time_compute"]
+
+    text = f"[mine]\nvendor = 'NVIDIA'\nscale_up_bandwidth = '450 GB/s'\n{OWN.removeprefix(chr(10)).partition(chr(10))[2]}"
+    half = text.replace("6 TB/s", "3 TB/s").replace("1.5 PFLOP/s", "0.75 PFLOP/s")
+    assert 1.8 < step(half) / step(text) < 2
 
 
 def test_a_file_with_several_gpus_needs_a_choice(tmp_path):
