@@ -31,7 +31,7 @@ Keys of `evaluate_training`
                           ops; nothing overlaps and ops are at the slow end
   time_compute, time_recompute, time_tp, time_ep, time_cp, time_pp, time_dp, time_bubble,
   time_optimizer          parts of `step` (exposed parts where communication overlaps)
-  time_dp_all             data-parallel messages, those under compute too
+  dp_seconds              data-parallel messages, those under compute too
   step_flops, step_flops_full
                           model FLOPs of a step on the whole cluster, causal and every pair
   mfu, mfu_full           of the bf16 peak

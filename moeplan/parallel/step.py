@@ -220,7 +220,7 @@ def _time(given: StepInputs, sums: RankSums, groups: dict[str, Any], out: dict[s
     for name in ("compute", "recompute", *_LINKS):
         out[f"time_{name}"] = calc("m*part", "s", m=v["m"], part=sums[name])
     out["time_bubble"], out["time_pp"], out["time_dp"] = t.bubble, t.sends, t.data.exposed
-    out["time_dp_all"] = t.data.seconds
+    out["dp_seconds"] = t.data.seconds
     out["time_optimizer"], out["step"] = t.data.optimizer, t.step
     low, high = sums["lower"], sums["upper"]
     out["step_lower"] = calc(

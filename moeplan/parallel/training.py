@@ -296,7 +296,7 @@ class TrainingPlan:
         out |= run_bill(self.job, self.cluster.gpu.id, out["tokens_per_second"], gpus, own)
         parts = [value(out[f"time_{name}"]) for name in _BINDING]
         # where messages outlast the compute above them, they set the step with what is hidden too
-        waited, every = parts[_BINDING.index("dp")], value(out["time_dp_all"])
+        waited, every = parts[_BINDING.index("dp")], value(out["dp_seconds"])
         parts[_BINDING.index("dp")] = pick(waited > 0, every, waited)
         at = np.argmax(np.stack(np.broadcast_arrays(*parts)), axis=0)
         binds = np.where(out["fits"], at, BINDS.index("memory"))

@@ -239,9 +239,9 @@ def _parts(a: Answer) -> Table:
         "compute)",
         f"memory: {_gib(best['memory_free'])} GiB free",
     ]
-    hidden = best["time_dp_all"] - best["parts"]["dp"]
+    hidden = best["dp_seconds"] - best["parts"]["dp"]
     if hidden > _WORTH_SAYING * best["step"]:
-        said = f"data parallelism sends for {fmt_time(best['time_dp_all'])}, {fmt_time(hidden)} of "
+        said = f"data parallelism sends for {fmt_time(best['dp_seconds'])}, {fmt_time(hidden)} of "
         outlast = ", and outlasts it" if best["parts"]["dp"] else ""
         table.notes.append(f"{said}it under compute{outlast}")
     return table

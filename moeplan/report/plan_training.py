@@ -108,7 +108,7 @@ def row(ranked: Row, answer: Mapping[str, Any], reproduce: str) -> dict[str, Any
         **{name: answer[name] for name in _NUMBERS},
         "binds": BINDS[answer["binds"]],
         "parts": parts,
-        "time_dp_all": answer["time_dp_all"],
+        "dp_seconds": answer["dp_seconds"],
         "command": reproduce.format(str(layout)),
         "alike": [describe(other) for other in ranked.alike],
     }

@@ -377,11 +377,14 @@ def test_a_users_gpu_of_a_known_vendor_takes_what_was_measured_elsewhere(tmp_pat
     """By the ratio of its rates: at half of them everything but fixed costs takes twice as long."""
 
     def step(text):
-        machine = cluster(f"{own(tmp_path, text)}x8")
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"  # a file is read once
+        folder.mkdir()
+        machine = cluster(f"{own(folder, text)}x8")
         plan = TrainingPlan(load_preset("mixtral"), machine, TrainingJob())
         return plan.evaluate(Layout(dp=8, ep=8, batch=64, zero=3))["time_compute"]
 
-    text = f"[mine]\nvendor = 'NVIDIA'\nscale_up_bandwidth = '450 GB/s'\n{OWN.removeprefix(chr(10)).partition(chr(10))[2]}"
+    more = "[mine]\nvendor = 'NVIDIA'\nscale_up_bandwidth = '450 GB/s'"
+    text = OWN.replace("[my-gpu]", more)
     half = text.replace("6 TB/s", "3 TB/s").replace("1.5 PFLOP/s", "0.75 PFLOP/s")
     assert 1.8 < step(half) / step(text) < 2
 

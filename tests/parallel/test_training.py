@@ -326,7 +326,7 @@ def test_messages_that_outlast_compute_bind_with_what_is_hidden():
     assert worse["time_dp"] > 0.1 * worse["step"]
     assert worse["fits"]
     assert BINDS[worse["binds"]] == "data parallel"
-    assert worse["time_dp_all"] > worse["time_dp"] + 0.5 * worse["time_compute"]
+    assert worse["dp_seconds"] > worse["time_dp"] + 0.5 * worse["time_compute"]
 
 
 def test_a_gpu_with_another_bandwidth_has_other_times():
