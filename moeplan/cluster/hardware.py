@@ -230,7 +230,8 @@ def cluster(name: str) -> Cluster:
     rows = (table("clusters", f"machine.{machine}") for machine in listed)
     same = next((row for row in rows if row["gpu"] == device.id), None) or _unlisted(device)
     row = {**same, "name": f"{count} x {device.name}"}
-    return _cluster(f"{device.id}x{count}", row, device, count, Source("user", name))
+    own = sized[1] if ".toml" in sized[1] else device.id  # so that the name is read back
+    return _cluster(f"{own}x{count}", row, device, count, Source("user", name))
 
 
 def _unlisted(device: Gpu) -> Mapping[str, Any]:

@@ -87,7 +87,7 @@ class Question:
 
     def command(self, cluster: Cluster) -> str:
         """The command that shows one layout, with {} for it."""
-        name = cluster.id
+        name = shlex.quote(cluster.id)
         words = ["moeplan", "layout", shlex.quote(self.named), "{}", "--cluster", name, "--train",
                  self.options]  # fmt: skip
         return " ".join(filter(None, words))

@@ -9,7 +9,6 @@ from typing import Any
 
 from moeplan.cluster.hardware import Cluster, gpu
 from moeplan.cluster.layout import Layout
-from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import ServingJob
 from moeplan.plan.ask import Answer
@@ -22,9 +21,9 @@ from moeplan.plan.serving import (
     MODES,
     Demand,
     ServingFound,
-    instance_sizes,
     search_serving,
 )
+from moeplan.plan.serving_sizes import Sizes, sizes_of
 from moeplan.quantity import plain
 from moeplan.workers import processors
 
@@ -58,33 +57,19 @@ class ServingQuestion:
     options: str = ""
     sensitivity: bool = True
 
+    def instances(self) -> Sizes:
+        """Sizes of instances that are searched, and what was left out."""
+        return sizes_of(gpu(self.machine), self.sizes, self.largest, LARGEST)
+
     def cluster(self) -> Cluster:
         """A machine of the largest instance that may be."""
         device = gpu(self.machine)
         domain = domain_of(device)
-        most = max(self.sizes) if self.sizes else self.largest
-        if device.nic_bandwidth is None:
-            most = min(most or domain, domain)
-        most = max(domain, LARGEST if most is None else most)
-        return machine(self.machine, -(-most // domain) * domain)
-
-    def all_sizes(self, cluster: Cluster) -> list[int]:
-        """Sizes of instances that are searched."""
-        if self.sizes:
-            domain = domain_of(cluster.gpu)
-            bad = [n for n in self.sizes if n > domain and n % domain]
-            if bad:
-                raise UserError(
-                    f"--instance is {bad[0]}, and must be at most a domain of {domain} GPUs or a "
-                    "multiple of it"
-                )
-            return sorted(n for n in self.sizes if n <= cluster.gpus.value)
-        return list(instance_sizes(cluster, self.largest or int(cluster.gpus.value)))
+        return machine(self.machine, -(-self.instances().most // domain) * domain)
 
     def search(self) -> ServingFound:
         """The search itself."""
-        machine_ = self.cluster()
-        return self.under(machine_, self.jobs, self.all_sizes(machine_))
+        return self.under(self.cluster(), self.jobs, self.instances().searched)
 
     def under(
         self,
@@ -103,7 +88,8 @@ class ServingQuestion:
     def command(self, layout: Layout, gpus: int, job: ServingJob, mode: str, batch: int) -> str:
         """The command that shows one instance in full, decoding `batch` sequences together."""
         words = ["moeplan layout", shlex.quote(self.named), _text(layout) or "tp=1",
-                 f"--cluster {gpu(self.machine).id}x{gpus}", "--serve", self.options]  # fmt: skip
+                 f"--cluster {shlex.quote(machine(self.machine, gpus).id)}", "--serve",
+                 self.options]  # fmt: skip
         for option, given in (("weights", job.weights), ("cache", job.cache)):
             words += [f"--{option} {given}"] if given is not None else []
         if plain(job.draft):
@@ -120,6 +106,20 @@ def _text(layout: Layout) -> str:
     return ",".join(f"{name}={number}" for name, number in found if number != 1)
 
 
+def _apart(question: ServingQuestion, found: ServingFound) -> list[str]:
+    """What the best assumes of links that are not on file: how a request's cache is sent."""
+    device = gpu(question.machine)
+    best = found.options[0] if found.options else None
+    if best is None or device.nic_bandwidth is not None or best.mode != "disaggregated":
+        return []
+    if best.gpus <= domain_of(device):
+        return []
+    return [
+        f"the cache is sent as within a domain of {domain_of(device)}: no NIC of {device.id} is on "
+        "file, so place prefill beside the decoding that it feeds"
+    ]
+
+
 def ask_serving(question: ServingQuestion) -> Answer:
     """Search what was asked, and again under each change."""
     from moeplan.plan.serving_changes import serving_changes
@@ -130,6 +130,11 @@ def ask_serving(question: ServingQuestion) -> Answer:
     changes = serving_changes(question, found, processors()) if question.sensitivity else []
     front = serving_front(question, found) if found.options else []
     tree = serving_plan_answer(question, found, changes, front)
+    tree["notes"] = [*question.instances().notes, *_apart(question, found)]
+    if not found.options:
+        from moeplan.plan.why_serving import why_nothing
+
+        tree["nothing"]["said"] = why_nothing(question, found)
 
     def full(number: int) -> Sequence[Mapping[str, Any]]:
         option = found.options[number]

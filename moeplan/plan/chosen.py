@@ -100,6 +100,19 @@ class Chosen:
             )
         return found
 
+    def place(self) -> Cluster:
+        """The machine that an instance lies on: one domain where no NIC joins the cluster's and no
+        instance needs one, else the cluster. `UserError` as `machine`.
+        """
+        from moeplan.quantity import Quantity
+
+        found = self.machine()
+        domain = int(found.domain_size.value)
+        most = max(int(layout.values["world"]) for layout in self.layouts)
+        if not self.pooled or found.scale_out_bandwidth is not None or most > domain:
+            return found
+        return replace(found, gpus=Quantity.given(domain, "", "gpus", found.gpus.source))
+
     def _product(self) -> str:
         parts = []
         counts = (self.instances, self.prefill_instances)
@@ -162,14 +175,17 @@ class Chosen:
         from moeplan.load import load_model
         from moeplan.report.layout_answer import pooled, serving_answer, training_answer
 
-        spec, machine = load_model(self.model), self.machine()
+        spec, machine = load_model(self.model), self.place()
         if isinstance(self.job, TrainingJob):
             return training_answer(spec, self.layout, machine, self.job)
+        whole = int(self.machine().gpus.value)
         jobs = (self.job, replace(self.job, batch=None))  # the batch is decoding's
         trees = [
             serving_answer(spec, x, machine, job, x.values["world"] if self.pooled else None)
             for x, job in zip(self.layouts, jobs, strict=False)
         ]
+        for tree in trees:
+            tree["cluster"]["gpus"] = whole
         if not self.pooled:
             return trees[0]
         return pooled(trees, self._pool(self.job, trees[0], trees[-1]), machine, self.job)

@@ -12,7 +12,17 @@ from moeplan.errors import UserError, near_miss
 from moeplan.plan.space import PINNED, Space
 from moeplan.units import parse
 
-__all__ = ["counted", "gpus_of", "listed", "machine", "machine_counts", "numbers", "pins", "space"]
+__all__ = [
+    "counted",
+    "gpus_of",
+    "listed",
+    "machine",
+    "machine_counts",
+    "numbers",
+    "pins",
+    "requests_of",
+    "space",
+]
 
 _MOST = 1 << 20
 _ALIASES = {"mbs": "microbatch", "mb": "microbatch"}
@@ -104,6 +114,11 @@ def _unknown(name: str, word: str, allowed: Sequence[str]) -> None:
 def gpus_of(count: int) -> str:
     """A number of GPUs in words."""
     return f"{count:,} GPU{'' if count == 1 else 's'}"
+
+
+def requests_of(rate: float) -> str:
+    """Requests per second in words."""
+    return f"{rate:g} request{'' if rate == 1 else 's'}/s"
 
 
 def machine(name: str, gpus: int | None) -> Cluster:

@@ -9,7 +9,7 @@ made of the best of each pool.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import ServingJob, ServingPlan
 from moeplan.parallel.limits import cache_transfer
-from moeplan.plan.grid import divisors, domain_of
+from moeplan.plan.grid import divisors
 from moeplan.plan.pools import (
     DEGREES,
     Demand,
@@ -260,10 +260,3 @@ def _disaggregated(asked: _Asked, number: int, a: Mapping[str, Any]) -> tuple[li
         for p in prefill
         for d in decode
     ], in_time
-
-
-def instance_sizes(cluster: Cluster, most: int) -> Iterator[int]:
-    """Sizes of instances up to `most`: any within a domain, then whole domains."""
-    domain = domain_of(cluster.gpu)
-    yield from range(1, min(domain, most + 1))
-    yield from range(domain, most + 1, domain)

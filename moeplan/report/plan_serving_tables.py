@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from moeplan.plan.options import gpus_of
+from moeplan.plan.options import gpus_of, requests_of
 from moeplan.report.layout_tables import assumption_table
 from moeplan.report.plan_tables import of_ops_alone, within
 from moeplan.report.tables import Column, Table
@@ -32,7 +32,7 @@ def _head(a: Answer) -> Table:
               for name, word in (("ttft", "TTFT"), ("tpot", "TPOT")) if want[name]]  # fmt: skip
     cached = f" ({want['cached']:.0%} of it cached)" if want["cached"] else ""
     notes = [
-        f"{want['requests_per_second']:g} requests/s of {fmt_count(want['input'])} input tokens"
+        f"{requests_of(want['requests_per_second'])} of {fmt_count(want['input'])} input tokens"
         f"{cached} and {fmt_count(want['output'])} output tokens"
         + (f"; {', '.join(limits)}" if limits else ""),
         f"{space['combinations']:,} combinations; "
@@ -41,6 +41,7 @@ def _head(a: Answer) -> Table:
             for mode, c in space["counts"].items()
         ),
     ]
+    notes += a.get("notes", ())
     if a["best"]:
         best = a["best"][0]
         cost = best["dollars_per_hour"]
@@ -55,7 +56,7 @@ def _head(a: Answer) -> Table:
             notes += within(f"{word} limit", want[name], best[name], shares, fmt_time)
         notes += of_ops_alone(a["stack"], training=False)
     else:
-        notes += _nothing(a)
+        notes += a["nothing"]["said"]
     return Table(f"{a['model']}: serving on {a['cluster']['gpu']}", [], notes=notes)
 
 
@@ -72,31 +73,6 @@ def _ways(option: Mapping[str, Any]) -> str:
         role = "" if pool["role"] == "both" else f"{pool['role']} "
         parts.append(f"{role}{pool['instances']} x ({pool['layout']})")
     return ", ".join(parts)
-
-
-def _nothing(a: Answer) -> list[str]:
-    found, want = a["nothing"], a["demand"]
-    if not any(c["legal"] for c in found["counts"].values()):
-        return ["NOTHING IS LEGAL: no instance of these sizes and degrees keeps all rules"]
-    if not any(c["fit"] for c in found["counts"].values()):
-        need, cap = found["least_memory"] / 2**30, a["cluster"]["memory"] / 2**30
-        return [
-            f"NOTHING FITS: weights, overheads and one sequence take {need:,.1f} GiB of "
-            f"{cap:,.1f} GiB on the instance that needs least, {gpus_of(found['size'])} with "
-            f"{found['layout']}",
-            "larger instances (--largest), fewer bits (--weights, --cache) or another GPU would do",
-        ]
-    notes = []
-    for name, word in (("ttft", "TTFT"), ("tpot", "TPOT")):
-        if want[name] and found[f"least_{name}"] > want[name]:
-            notes.append(
-                f"NOTHING MEETS {word} {fmt_time(want[name])}: the least of any layout that fits "
-                f"is {fmt_time(found[f'least_{name}'])}"
-            )
-    if not notes and want["gpus"]:
-        notes.append(f"NOTHING CARRIES THE REQUESTS on {gpus_of(want['gpus'])}; leave --gpus out "
-                     "for the number that does")  # fmt: skip
-    return notes or ["NOTHING MEETS both TTFT and TPOT on one instance"]
 
 
 def _best(a: Answer) -> Table:
@@ -201,7 +177,9 @@ def _pools(a: Answer) -> Table:
         picked = [p[name] if on else None for p, on in zip(pools, shown, strict=True)]
         if any(x is not None for x in picked):
             table.rows.append((label, *("" if x is None else write(x) for x in picked)))
-            table.values.append((label, *("" if x is None else x for x in picked)))
+            unit = 2**30 if label.endswith("GiB") else 1
+            table.values.append((label, *("" if x is None else x / unit if unit > 1 else x
+                                          for x in picked)))  # fmt: skip
     return table
 
 

@@ -59,7 +59,7 @@ def _export(name: str, chosen: Chosen, base: str | None) -> Exported:
     from moeplan.load import load_model
     from moeplan.plan.export.engine import Subject
 
-    subject = Subject(chosen, load_model(chosen.model), chosen.machine())
+    subject = Subject(chosen, load_model(chosen.model), chosen.place())
     _check(subject)
     if name == "megatron-lm":
         from moeplan.plan.export.megatron import megatron

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeplan._version import __version__
 from moeplan.errors import UserError
+from moeplan.plan.options import requests_of
 from moeplan.report.plan_serving_tables import decodes
 from moeplan.report.plan_tables import degrees, kind
 from moeplan.report.style import INK
@@ -193,7 +194,7 @@ def _serving(a: Answer) -> Figure:
     ax.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=1)
     ways = " or ".join(a["space"]["modes"]).replace("disaggregated", "disaggregated (disagg.)")
     said = "No layout carries the requests." if best is None else (
-        f"For {want['requests_per_second']:g} requests/s: {best['gpus']:,} GPUs, {best['mode']}, "
+        f"For {requests_of(want['requests_per_second'])}: {best['gpus']:,} GPUs, {best['mode']}, "
         f"TTFT {best['ttft']:.3g} s, TPOT {best['tpot'] * 1e3:.3g} ms."
     )  # fmt: skip
     _texts(
