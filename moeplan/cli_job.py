@@ -26,6 +26,7 @@ from moeplan.cli_options import (
     Policy,
     Price,
     Weights,
+    share,
 )
 from moeplan.errors import UserError
 
@@ -91,7 +92,10 @@ JOB_OPTIONS: dict[str, Any] = {
         str | None, typer.Option(help="Sequences decoded together; else the most that fit.")
     ],
     "tpot": Annotated[str | None, typer.Option(help="Time per output token to meet: '50 ms'.")],
-    "cached": Annotated[float | None, typer.Option(help="Share of the input that is cached.")],
+    "cached": Annotated[
+        float | None,
+        typer.Option(help="Share of the input that is cached.", **share("--cached")),
+    ],
     "prefill_batch": Annotated[str | None, typer.Option(help="Requests prefilled together.")],
     "disaggregated": Annotated[
         bool | None, typer.Option("--disaggregated", help="Prefill and decoding do not share GPUs.")
@@ -102,7 +106,10 @@ JOB_OPTIONS: dict[str, Any] = {
     "cache": Cache,
     "queueing": Annotated[float | None, typer.Option(help="TTFT over the prefill's time.")],
     "hidden_exchange": Annotated[
-        float | None, typer.Option(help="Share of the exchange under compute, 0 to 1.")
+        float | None,
+        typer.Option(
+            help="Share of the exchange under compute, 0 to 1.", **share("--hidden-exchange")
+        ),
     ],
     "imbalance": Imbalance,
     "dispatch": Dispatch,
@@ -115,7 +122,8 @@ JOB_OPTIONS: dict[str, Any] = {
         str | None, typer.Option(help="Memory of context and libraries: '2 GB'.")
     ],
     "fragmentation": Annotated[
-        float | None, typer.Option(help="Share of memory that the allocator loses.")
+        float | None,
+        typer.Option(help="Share of memory that the allocator loses.", **share("--fragmentation")),
     ],
 }
 _BOTH = {"imbalance", "dispatch", "combine", "stack", "price", "framework", "fragmentation"}
@@ -283,12 +291,18 @@ def _of_options(
     return Chosen(model, cluster, layout, job_of_options(job, training=train))
 
 
-def job_of_options(job: Mapping[str, Any], *, training: bool) -> Any:
-    """A training or serving job of options; `UserError` for a number or word out of range."""
+def job_of_options(
+    job: Mapping[str, Any], *, training: bool, called: Mapping[str, str] | None = None
+) -> Any:
+    """A training or serving job of options; `UserError` for a number or word out of range.
+
+    called: fields whose option has another name in this command, with that name.
+    """
     from moeplan.parallel.job_values import job_of
 
     fields = {_FIELDS.get(name, name): x for name, x in job.items() if name not in _KINDS}
-    return job_of(fields, training=training, where=lambda name: option(_NAMES.get(name, name)))
+    names = {**_NAMES, **(called or {})}
+    return job_of(fields, training=training, where=lambda name: option(names.get(name, name)))
 
 
 def _parsed(text: str, gpus: int) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from moeplan.errors import UserError
 
 __all__ = [
     "Acceptance",
@@ -32,6 +35,7 @@ __all__ = [
     "Price",
     "Tokens",
     "Weights",
+    "share",
 ]
 
 
@@ -46,6 +50,23 @@ def _gpus(incomplete: str) -> list[str]:
     from moeplan.cluster.hardware import gpus
 
     return [gpu.id for gpu in gpus() if gpu.id.startswith(incomplete)]
+
+
+def share(option: str) -> dict[str, Any]:
+    """Parameters of an option that is a share: 0.56, or 56%. `UserError` for anything else."""
+
+    def read(text: str | float) -> float:
+        words = str(text).strip()
+        percent = words.endswith("%")
+        try:
+            number = float(words.removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{option} is {words!r}, and must be a share, such as 0.56 or 56%")
+        return number / 100 if percent else number
+
+    return {"parser": read, "metavar": "<share>"}
 
 
 Model = Annotated[
@@ -82,7 +103,9 @@ GpuOption = Annotated[
 ]
 Price = Annotated[str | None, typer.Option(help="A kind of price, or an amount such as '$2/h'.")]
 Draft = Annotated[int | None, typer.Option(help="Tokens drafted a step by the MTP modules.")]
-Acceptance = Annotated[float | None, typer.Option(help="Share of them accepted, 0 to 1.")]
+Acceptance = Annotated[
+    float | None, typer.Option(help="Share of them accepted, 0 to 1.", **share("--acceptance"))
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document, and nothing else.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Tables as Markdown.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Tables as CSV.")]

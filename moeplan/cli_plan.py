@@ -23,6 +23,7 @@ from moeplan.cli_options import (
     Policy,
     PresetOption,
     Price,
+    share,
 )
 from moeplan.cli_plan_show import Shown, check_save, searching, show_plan
 from moeplan.errors import UserError, near_miss
@@ -121,7 +122,8 @@ def train(
         str | None, typer.Option(help="Memory of context and libraries: '2 GB'.")
     ] = None,
     fragmentation: Annotated[
-        float | None, typer.Option(help="Share of memory that the allocator loses.")
+        float | None,
+        typer.Option(help="Share of memory that the allocator loses.", **share("--fragmentation")),
     ] = None,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity/--no-sensitivity", help="Search again for each change.")
@@ -198,7 +200,8 @@ def serve(
         str | None, typer.Option(help="Time per output token to meet: '50 ms'.")
     ] = None,
     cache_hits: Annotated[
-        float | None, typer.Option(help="Share of the input that is cached, 0 to 1.")
+        float | None,
+        typer.Option(help="Share of the input that is cached, 0 to 1.", **share("--cache-hits")),
     ] = None,
     gpus: Annotated[str | None, typer.Option(help="The most GPUs there are.")] = None,
     by: Annotated[str, typer.Option(help="Rank by gpus, cost or time (TPOT).")] = "gpus",
@@ -212,7 +215,10 @@ def serve(
         int | None, typer.Option(min=1, max=4096, help="GPUs of the largest instance; else 64.")
     ] = None,
     utilization: Annotated[
-        float, typer.Option(help="Share of an instance's rate to plan for, 0 to 1.")
+        float,
+        typer.Option(
+            help="Share of an instance's rate to plan for, 0 to 1.", **share("--utilization")
+        ),
     ] = 1.0,
     fix: Annotated[str | None, typer.Option(help="Degrees with one value: 'tp=1,ep=8'.")] = None,
     tp: Values = None,
@@ -233,7 +239,10 @@ def serve(
     prefill_batch: Annotated[str | None, typer.Option(help="Requests prefilled together.")] = None,
     queueing: Annotated[float | None, typer.Option(help="TTFT over the prefill's time.")] = None,
     hidden_exchange: Annotated[
-        float | None, typer.Option(help="Share of the exchange under compute, 0 to 1.")
+        float | None,
+        typer.Option(
+            help="Share of the exchange under compute, 0 to 1.", **share("--hidden-exchange")
+        ),
     ] = None,
     imbalance: Imbalance = None,
     dispatch: Dispatch = None,
@@ -247,7 +256,8 @@ def serve(
         str | None, typer.Option(help="Memory of context and libraries: '2 GB'.")
     ] = None,
     fragmentation: Annotated[
-        float | None, typer.Option(help="Share of memory that the allocator loses.")
+        float | None,
+        typer.Option(help="Share of memory that the allocator loses.", **share("--fragmentation")),
     ] = None,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity/--no-sensitivity", help="Search again for each change.")
@@ -323,8 +333,17 @@ def _serving_jobs(
         return [None] if text is None else list(dict.fromkeys(w.strip() for w in text.split(",")))
 
     drafts = (0,) if draft is None else numbers(draft, "--draft", 0)
+    if "acceptance" in common and not any(drafts):
+        raise UserError(
+            f"--acceptance is {common['acceptance']:g}, and no token is drafted: give --draft, "
+            "such as --draft 1"
+        )
     return [
-        job_of_options({**common, **_given(weights=w, cache=c), "draft": d}, training=False)
+        job_of_options(
+            {**common, **_given(weights=w, cache=c), "draft": d},
+            training=False,
+            called={"cached": "cache_hits"},
+        )
         for w, c, d in product(words(weights), words(cache), drafts)
     ]
 
@@ -344,7 +363,7 @@ def training_job(found: Mapping[str, Any]) -> Any:
     """A training job of the options that `layout` has too."""
     from moeplan.cli_job import job_of_options
 
-    return job_of_options(found, training=True)
+    return job_of_options(found, training=True, called={"tokens": "tokens"})
 
 
 def _given(**options: Any) -> dict[str, Any]:

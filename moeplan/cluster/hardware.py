@@ -29,6 +29,7 @@ __all__ = [
     "all_in_power",
     "cluster",
     "clusters",
+    "describable",
     "gpu",
     "gpus",
     "price",
@@ -234,10 +235,22 @@ def cluster(name: str) -> Cluster:
     return _cluster(f"{own}x{count}", row, device, count, Source("user", name))
 
 
+def describable(device: Gpu) -> bool:
+    """Whether machines of a GPU can be described: a fabric on file joins its GPUs."""
+    return device.interconnect in names("clusters", "fabric.")
+
+
 def _unlisted(device: Gpu) -> Mapping[str, Any]:
     """A machine of a GPU that no row names: hosts of 8 on the GPU's own interconnect."""
     known = names("clusters", "fabric.")
-    if device.interconnect not in known:
+    if device.id in _gpu_ids() and not describable(device):
+        others = ", ".join(g.id for g in gpus() if not describable(g))
+        raise UserError(
+            f"{device.id} is on file with its figures only, and no machine of GPUs joined by "
+            f"{device.interconnect} is described: every GPU of 'moeplan hardware' can be planned "
+            f"for but {others}"
+        )
+    if not describable(device):
         raise UserError(
             f"{device.id}: machines joined by {device.interconnect!r} are not described, known "
             f"are {', '.join(known)}{near_miss(device.interconnect, known)}"

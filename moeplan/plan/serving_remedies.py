@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moeplan.arrays import np
-from moeplan.cluster.hardware import Gpu, cluster, gpu, gpus
+from moeplan.cluster.hardware import Gpu, cluster, describable, gpu, gpus
 from moeplan.errors import UserError
 from moeplan.model.formats import FORMATS, format_named
 from moeplan.parallel import ServingJob
@@ -148,10 +148,14 @@ def other_gpus(
     least: float,
     rows: Any = None,
 ) -> Iterator[Tried]:
-    """GPUs on file from some figure on (memory, bandwidth), from the least of them to the most."""
-    own = found.cluster.gpu.id
-    for device in sorted(gpus(), key=figure):
-        if figure(device) < least or device.id == own:
+    """GPUs on file with some figure (memory, bandwidth) of at least `least`.
+
+    Those of the same vendor come first, and of them those with the most.
+    """
+    own = found.cluster.gpu
+    ranked = sorted(gpus(), key=lambda g: (g.vendor != own.vendor, -figure(g)))
+    for device in ranked:
+        if figure(device) < least or device.id == own.id or not describable(device):
             continue
         at = _possible(device, found.columns["gpus"], rows)
         if at.size:

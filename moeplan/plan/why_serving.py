@@ -16,6 +16,7 @@ from moeplan.cluster.hardware import Gpu
 from moeplan.parallel import ServingPlan
 from moeplan.plan.options import gpus_of, requests_of
 from moeplan.plan.serving import ServingFound
+from moeplan.plan.serving_carried import MOST, carried
 from moeplan.plan.serving_remedies import (
     Tried,
     drafts,
@@ -41,9 +42,8 @@ __all__ = ["why_nothing"]
 
 _WORDS = {"ttft": "TTFT", "tpot": "TPOT"}
 _ROWS = 64  # the fastest, on which formats and GPUs are tried where all are too slow
-_GPUS = 8  # other GPUs that are tried
+_GPUS = 4  # other GPUs that are tried
 _MOST = 65536  # GPUs of a remedy that is worth naming
-_HALVINGS = 8
 
 
 def why_nothing(question: ServingQuestion, found: ServingFound) -> list[str]:
@@ -167,26 +167,14 @@ def _too_few(question: ServingQuestion, found: ServingFound) -> list[str]:
     wide = free.under(found.cluster, question.jobs, (), 1, found.columns)
     if wide.options:
         said[0] += f"; {option_of(wide, wide.options[0])} would do"
-    rate = _carried(question, found, most)
-    said.append(
-        f"{gpus_of(most)} carry at most {requests_of(float(f'{rate:.3g}'))}" if rate else
-        f"no instance within the limits has {gpus_of(most)} or fewer"
-    )  # fmt: skip
+    if most <= MOST:
+        rate = carried(found, most)
+        said.append(
+            f"{gpus_of(most)} carry at most {requests_of(_down(rate))}" if rate else
+            f"no instance within the limits has {gpus_of(most)} or fewer"
+        )  # fmt: skip
     rows = np.flatnonzero(found.columns["gpus"] <= most)
     return [*said, *_of_each(_kinds(question, found, rows, _bandwidth, doublings=0))]
-
-
-def _carried(question: ServingQuestion, found: ServingFound, gpus: int) -> float:
-    """Requests per second that some GPUs carry, found by halving; 0 where no instance may be."""
-    rows = np.flatnonzero(found.columns["gpus"] <= gpus)
-    columns = {name: a[rows] for name, a in found.columns.items()}
-    low, high = 0.0, found.demand.rate
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        own = replace(question, demand=replace(question.demand, rate=middle))
-        good = bool(own.under(found.cluster, own.jobs, (), 1, columns).options)
-        low, high = (middle, high) if good else (low, middle)
-    return low
 
 
 # ------------------------------------------------------------------------------------ remedies
@@ -209,7 +197,8 @@ def _kinds(
     yield drafts(question, found, rows)
     yield modes(question, found)
     least_figure = 1.01 * figure(found.cluster.gpu) if least_figure is None else least_figure
-    yield islice(other_gpus(question, found, figure, least_figure, rows), _GPUS)
+    others = other_gpus(question, found, figure, least_figure, rows)
+    yield islice(others, _GPUS)
 
 
 def _of_each(kinds: Iterable[Iterable[Tried]], *, fitting: bool = False) -> list[str]:
@@ -229,6 +218,12 @@ def _of_each(kinds: Iterable[Iterable[Tried]], *, fitting: bool = False) -> list
         elif fits and fitting:
             said.append(f"with {fits} it fits, and does not carry the requests as asked")
     return said or [f"none of these would do by itself: {', '.join(names) or 'nothing is left'}"]
+
+
+def _down(rate: float) -> float:
+    """Three digits of a rate, rounded down: what is said is carried."""
+    unit = 10.0 ** (np.floor(np.log10(rate)) - 2)
+    return float(f"{np.floor(rate / unit * (1 + 1e-12)) * unit:.3g}")
 
 
 def _bandwidth(device: Gpu) -> float:

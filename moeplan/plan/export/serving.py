@@ -21,6 +21,7 @@ from moeplan.plan.export.engine import (
     options,
 )
 from moeplan.quantity import plain
+from moeplan.units import fmt_time
 
 __all__ = [
     "MOST_ROWS",
@@ -112,7 +113,20 @@ def instances(subject: Subject, no: Refusals) -> tuple[list[Instance], list[str]
             )
         if not found["fits"]:
             notes.append(f"DOES NOT FIT{_of(role)}: weights and one sequence exceed a GPU's memory")
+        elif role != "prefill":
+            notes += _missed(job, found)
     return out, notes
+
+
+def _missed(job: ServingJob, found: Mapping[str, Any]) -> list[str]:
+    """A note where the plan's own limit is not met."""
+    limit = plain(job.tpot)
+    if limit is None or found["tpot"] <= limit * (1 + 1e-9):
+        return []
+    return [
+        f"the TPOT limit of {fmt_time(limit)} IS NOT MET: a token takes {fmt_time(found['tpot'])} "
+        f"with a batch of {found['batch']:,.0f}"
+    ]
 
 
 def _of(role: str) -> str:
