@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from moeplan import cli_export, cli_layout, cli_measure, cli_plan, cli_sweep
+from moeplan.cli_interrupt import CODE, Interrupted, interruptible
 from moeplan.cli_job import (
     ClusterOption,
     PlanOption,
@@ -395,7 +396,11 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a terminal without some sign shows another
             stream.reconfigure(errors="replace")
     try:
-        _wanted(sys.argv[1:2])(prog_name="moeplan")
+        with interruptible():
+            _wanted(sys.argv[1:2])(prog_name="moeplan")
+    except Interrupted:
+        print("moeplan: interrupted", file=sys.stderr)
+        sys.exit(CODE)
     except UserError as problem:
         print(f"moeplan: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -34,7 +35,12 @@ def spread(call: Callable[[Any], T], given: Sequence[Any], workers: int) -> Iter
     _calls[key] = call
     try:
         with _executor(min(workers, len(given))) as pool:
-            yield from pool.map(_run, [key] * len(given), given)
+            try:  # no pool.map, whose cancelled futures a stopped pool trips over
+                waiting = [pool.submit(_run, key, argument) for argument in given]
+                yield from (future.result() for future in waiting)
+            except BaseException:  # an interrupt: what runs would be waited for
+                _stop()
+                raise
     finally:
         del _calls[key]
 
@@ -47,8 +53,19 @@ def together(calls: Sequence[Callable[[], T]], workers: int) -> list[T]:
 def _executor(workers: int) -> Executor:
     """Forked processes; threads where a system cannot fork."""
     if "fork" in multiprocessing.get_all_start_methods():
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+        context = multiprocessing.get_context("fork")
+        return ProcessPoolExecutor(workers, context, initializer=_deaf)
     return ThreadPoolExecutor(workers)
+
+
+def _deaf() -> None:
+    """Leave a terminal's interrupt to the parent, which ends its processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _stop() -> None:
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def _run(key: int, argument: Any) -> Any:
