@@ -56,7 +56,10 @@ def show_plan(answer: Any, how: Shown) -> None:
         exported = None
     else:
         tables = plan_tables if tree["kind"] == "training plan" else serving_plan_tables
-        _show(tables(tree), how.output)
+        made = tables(tree)
+        if rows and exported is None and how.output != "csv":  # CSV has no notes
+            made[0].notes.append(_expressed(answer, how.pick))
+        _show(made, how.output)
         for one in full:
             from moeplan.report.layout_tables import layout_tables
 
@@ -91,6 +94,13 @@ def searching(what: str) -> Iterator[None]:
     finally:
         if shown:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def _expressed(answer: Any, pick: int) -> str:
+    """Which engines can express the picked row."""
+    from moeplan.plan.export.able import expressed
+
+    return expressed(answer.chosen(pick - 1), "the best" if pick == 1 else f"row {pick}")
 
 
 def _exported(engine: str, answer: Any, how: Shown) -> Any:

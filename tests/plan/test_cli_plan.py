@@ -158,6 +158,12 @@ def test_bands_are_those_of_layout():
         assert row["band"]["ttft"][0] < row["ttft"] < row["band"]["ttft"][1]
 
 
+def test_a_share_may_be_a_percentage():
+    for option, percent, share in (("--cache-hits", "50%", "0.5"), ("--utilization", "80%", "0.8")):
+        assert tree(*QUICK, option, percent)["best"] == tree(*QUICK, option, share)["best"]
+    assert tree(*QUICK, "--cache-hits", "50%")["demand"]["cached"] == 0.5
+
+
 def test_limits_within_the_band_are_named(run):
     best = tree(*QUICK)["best"][0]
     near = f"{(best['tpot'] + best['band']['tpot'][1]) * 500:.1f}"
@@ -329,7 +335,16 @@ def test_nothing_says_what_would(run, arguments, expected):
         (("serve", "mixtral", "--gpu", "h100", "--rps", "many"), "must be a number"),
         (("serve", "mixtral", "--gpu", "h100", "--rps", "5", "--draft", "1"), "no MTP module"),
         ((*SERVE[1:], "--weights", "fp9"), "fp9"),
-        ((*SERVE[1:], "--cache-hits", "1"), "below 1"),
+        (
+            (*SERVE[1:], "--cache-hits", "1"),
+            "--cache-hits is 1.0, and must be at least 0 and below",
+        ),
+        ((*SERVE[1:], "--cache-hits", "156%"), "--cache-hits is 1.56, and must"),
+        ((*SERVE[1:], "--cache-hits", "half"), "--cache-hits is 'half', and must be a share"),
+        ((*SERVE[1:], "--acceptance", "0.9"), "no token is drafted: give --draft"),
+        (("train", "mixtral", "--cluster", "h100x16", "--tokens", "0"), "--tokens is 0"),
+        (("serve", "mixtral", "--gpu", "tpu-v5p", "--rps", "5"), "can be planned for but tpu-v5e"),
+        (("serve", "mixtral", "--gpu", "trainium2", "--rps", "5"), "on file with its figures only"),
         ((*SERVE[1:], "--utilization", "0"), "--utilization is 0"),
         ((*SERVE[1:], "--tpot", "0s"), "--tpot"),
         (("serve", "mixtral", "--gpu", "h100", "--rps", "5", "--instance", "12"), "multiple"),
