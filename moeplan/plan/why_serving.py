@@ -163,7 +163,7 @@ def _too_few(question: ServingQuestion, found: ServingFound) -> list[str]:
     if most is None:  # each limit is met, by pools that do not belong together
         return ["NOTHING MEETS both TTFT and TPOT with the same formats of weights and cache"]
     said = [f"NOTHING CARRIES THE REQUESTS on {gpus_of(most)}"]
-    free = replace(question, demand=replace(question.demand, gpus=None))
+    free = replace(question, demand=replace(question.demand, gpus=None), by="gpus")
     wide = free.under(found.cluster, question.jobs, (), 1, found.columns)
     if wide.options:
         said[0] += f"; {option_of(wide, wide.options[0])} would do"

@@ -89,6 +89,8 @@ def test_the_gpus_that_do_and_what_those_there_are_carry():
     assert not tree(*base, "--rps", f"{rate * 1.02}", "--gpus", "8")["best"]
     none = said(*MIXTRAL, "--rps", "5", "--instance", "2,4", "--gpus", "1")
     assert none[1] == "no instance within the limits has 1 GPU or fewer"
+    fast = said(*base, "--rps", "50", "--gpus", "8", "--by", "time")
+    assert fast[:2] == lines[:2]
 
 
 def test_what_is_too_much_is_named_with_its_amount():
@@ -179,14 +181,15 @@ def test_independent_instances_need_no_nic(run, tmp_path):
     chosen = Chosen.load(file)
     assert chosen.gpus > 8
     pool = chosen.answer()
-    alone = Chosen(chosen.model, f"l40sx{chosen.layout.values['world']}", chosen.layout,
+    one = f"l40sx{chosen.layout.values['world']}"
+    alone = Chosen(chosen.model, one, chosen.layout,
                    chosen.job).answer()  # fmt: skip
     assert pool["tpot"] == alone["tpot"]
     assert pool["cluster"]["gpus"] == 16
     for engine in ("vllm", "sglang"):
         assert (
             export(engine, chosen).arguments
-            == export(engine, Chosen(chosen.model, "l40sx2", chosen.layout, chosen.job)).arguments
+            == export(engine, Chosen(chosen.model, one, chosen.layout, chosen.job)).arguments
         )
     wide = Chosen("llama-3.1-8b", "l40sx32", Layout.parse("tp=8,dp=2"), ServingJob(), instances=2)
     with pytest.raises(UserError, match="no NIC of l40s is on file"):
