@@ -299,7 +299,7 @@ def test_a_dp_that_is_left_open_hides_no_rule(run):
         (("--train", "--sequence", "0"), "--sequence is 0"),
         (("--train", "--sequence", "9" * 30), "--sequence is too large"),
         (("--train", "--framework", "5"), "the unit is missing"),
-        (("--train", "--fragmentation", "nan"), "--fragmentation is nan"),
+        (("--train", "--fragmentation", "nan"), "--fragmentation is 'nan'"),
         (("--train", "--imbalance", "0.5"), "--imbalance is 0.5"),
         (("--serve", "--acceptance", "1"), "below 1"),
         (("--serve", "--tpot", "0 s"), "must be more than 0"),

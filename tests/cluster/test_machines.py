@@ -139,7 +139,7 @@ def test_a_machine_can_be_any_number_of_domains_or_part_of_one():
         ("h100x12", "12 GPUs do not fill domains of 8"),
         ("h100x0", "a count is 1 or more"),
         ("h10x8", r"no GPU 'h10'.*did you mean"),
-        ("tpu-v5px8", "machines joined by 'ici' are not described"),
+        ("tpu-v5px8", "every GPU of .moeplan hardware. can be planned for but tpu-v5e"),
         ("rtx4090", "write <gpu>x<count>"),
         ("", "write <gpu>x<count>"),
     ],

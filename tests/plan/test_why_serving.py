@@ -177,7 +177,10 @@ def test_without_a_nic_instances_stay_in_a_domain(run):
 
 def test_independent_instances_need_no_nic(run, tmp_path):
     file = str(tmp_path / "plan.toml")
-    assert run(*LLAMA, "--gpu", "l40s", "--tpot", "50ms", "--save", file).code == 0
+    assert (
+        run(*LLAMA, "--gpu", "l40s", "--tpot", "50ms", "--mode", "aggregated", "--save", file).code
+        == 0
+    )
     chosen = Chosen.load(file)
     assert chosen.gpus > 8
     pool = chosen.answer()
