@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from moeplan.arrays import ceil, larger, real
 from moeplan.calibration.band import Banded, banded
+from moeplan.calibration.blocks import in_blocks
 from moeplan.calibration.points import Kind, Points
 from moeplan.calibration.store import Calibration
 from moeplan.calibration.uniform import Loads, uniform_loads
@@ -196,9 +197,13 @@ class _Timer:
     ) -> RowTime:
         found = self.calibrations(number_format)[kind]
         fit = found.fits[kind]
+
+        def answer(points: Points) -> Banded:
+            features = fit.model.prepare(points, found.device)
+            return banded(points, fit, fit.model.seconds(features, fit.constants), features)
+
         points = Points(kind, columns)
-        features = fit.model.prepare(points, found.device)
-        times = banded(points, fit, fit.model.seconds(features, fit.constants), features)
+        times = in_blocks(points, answer) if kind == "gemm" else answer(points)
         factor = passes if self.degrees.training else 1.0
         return self._made(row, times, factor, found, fit.origin)
 
