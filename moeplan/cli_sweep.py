@@ -6,16 +6,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from moeplan.cli_interrupt import stoppable
 from moeplan.cli_options import ConfigOption, Markdown, Model, PresetOption
+from moeplan.cli_sweep_files import Outputs
 from moeplan.errors import UserError
 
 __all__ = ["register"]
 
-_STDOUT = "-"
 _REDRAWN = 0.1  # seconds between two drawings of the bar
 
 
@@ -43,40 +44,81 @@ def sweep(
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="CSV; - is here.")] = None,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="JSON; - is here.")] = None,
     parquet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Parquet, where pyarrow is installed.")
+        str | None, typer.Option(metavar="FILE", help="Parquet, where pyarrow is installed.")
     ] = None,
     plot: Annotated[
         list[str] | None,
         typer.Option(metavar="X,Y[,COLOUR]", help="Plot these columns, as PNG and SVG."),
     ] = None,
-    plots: Annotated[Path, typer.Option(metavar="FOLDER", help="Where plots go.")] = Path(),
+    plots: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where plots go, if not here.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the points.")] = 1,
     max_points: Annotated[int, typer.Option(min=1, help="More points are refused.")] = 1_000_000,
     names: Annotated[bool, typer.Option("--names", help="List what can be varied.")] = False,
     markdown: Markdown = False,
 ) -> None:
     """Every combination of inputs: architecture, hardware, layout, workload; tables and plots."""
-    from moeplan.sweeping import ask, run
+    from moeplan.sweeping import ask, ready
 
     given = _given(model, preset, config)
     mode = _mode(cluster, train, serve)
     if names:
         _list(given, mode, markdown)
         return
+    outputs = Outputs(csv, json, parquet, plot or [], plots)
     paths = [path.strip() for text in show or [] for path in text.split(",")]
     asked = ask(given, _pairs(vary, "--vary"), _pairs(link, "--set"), paths, cluster, mode,
                 max_points)  # fmt: skip
-    with _progress(asked.grid.count) as progress:
-        found = run(asked, workers=workers, progress=progress)
-    said = _files(found, csv, json, parquet)
-    for wanted in plot or []:
+    outputs.check_model([given, *asked.models])
+    glance = ready(asked)
+    outputs.check_plots([*asked.inputs, *asked.show])
+    found, signal = _evaluated(asked, glance, outputs, workers)
+    if signal:
+        sentence = outputs.stopped(glance.points, glance.planned)
+    else:
+        _say(outputs, found)
+    if not outputs.on_stdout and glance.points:
+        _tables(glance, markdown)
+    if signal:
+        print(f"moeplan: {sentence}", file=sys.stderr)
+        raise typer.Exit(128 + signal)
+
+
+def _evaluated(asked: Any, glance: Any, outputs: Outputs, workers: int) -> tuple[Any, int]:
+    """Evaluate the points and write them as they come.
+
+    Returns the last of them (all, where they are needed at a time), and the signal that stopped
+    the work, if one did.
+    """
+    from moeplan.sweeping import stretches
+
+    found = None
+    with stoppable() as signalled, _progress(asked.grid.count) as progress:
+        try:
+            outputs.begin()
+            for found in stretches(
+                asked, glance, whole=outputs.whole, workers=workers, progress=progress,
+                stopped=lambda: bool(signalled()),
+            ):  # fmt: skip
+                outputs.add(found)
+        except UserError as problem:
+            raise outputs.failed(problem, glance.legal) from None
+        except BrokenPipeError:
+            outputs.drop()
+            raise
+        return found, signalled() if glance.points < glance.planned else 0
+
+
+def _say(outputs: Outputs, found: Any) -> None:
+    """Put files in their places, draw plots, and say where all of them are."""
+    said = outputs.keep()
+    for wanted in outputs.plot:
         from moeplan.report.plots.sweep import draw_sweep
 
-        said += draw_sweep(found, wanted, plots)
+        said += draw_sweep(found, wanted, outputs.folder)
     for file in said:
         print(file, file=sys.stderr)
-    if _STDOUT not in (csv, json):
-        _tables(found, markdown)
 
 
 def _given(model: str | None, preset: str | None, config: Path | None) -> str | Path | None:
@@ -132,38 +174,6 @@ def _progress(points: int) -> Iterator[Callable[[int, int], None] | None]:
             bar.update(task, completed=done, refresh=late)
 
         yield progress
-
-
-def _files(found: Any, csv: str | None, json: str | None, parquet: Path | None) -> list[Path]:
-    """Write the files that were asked for, and return those that are not standard output."""
-    from moeplan.report import sweep as report
-
-    if csv == json == _STDOUT:
-        raise UserError("one output is needed: --csv - and --json - exclude each other")
-    said = []
-    for target, write in ((csv, report.write_csv), (json, report.write_json)):
-        if target == _STDOUT:
-            write(found, sys.stdout)
-        elif target is not None:
-            with _opened(Path(target)) as file:
-                write(found, file)
-            said.append(Path(target))
-    if parquet is not None:
-        try:
-            report.write_parquet(found, parquet)
-        except OSError as problem:
-            raise UserError(f"{parquet}: cannot be written ({problem})") from None
-        said.append(parquet)
-    return said
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            yield file
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be written ({problem})") from None
 
 
 def _tables(found: Any, markdown: bool) -> None:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence, Sized
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from typing import Any, TypeVar
+
+from moeplan.errors import UserError
 
 __all__ = ["processors", "spread", "together"]
 
 T = TypeVar("T")
 
+_AHEAD = 4  # arguments sent out for each process: none waits, and few results do
 _calls: dict[int, Callable[[Any], Any]] = {}  # what a forked process calls; nothing is sent to it
 
 
@@ -23,25 +33,41 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def spread(call: Callable[[Any], T], given: Sequence[Any], workers: int) -> Iterator[T]:
+def spread(
+    call: Callable[[Any], T], given: Iterable[Any], workers: int
+) -> Generator[T, None, None]:
     """Results of a call for each of some arguments, in their order, whatever the workers.
 
     Only arguments and results are sent: what `call` refers to is shared with forked processes.
+    Arguments are taken as they are needed, so that few results wait at a time. Ctrl-C reaches this
+    process only. `UserError` where a process was ended from outside.
     """
-    if workers == 1 or len(given) < 2:
+    if isinstance(given, Sized):
+        workers = min(workers, len(given))
+    if workers <= 1:
         yield from map(call, given)
         return
     key = id(call)
     _calls[key] = call
+    pool = _executor(workers)
+    waiting: deque[Future[T]] = deque()
     try:
-        with _executor(min(workers, len(given))) as pool:
-            try:  # no pool.map, whose cancelled futures a stopped pool trips over
-                waiting = [pool.submit(_run, key, argument) for argument in given]
-                yield from (future.result() for future in waiting)
-            except BaseException:  # an interrupt: what runs would be waited for
-                _stop()
-                raise
-    finally:
+        for argument in given:
+            waiting.append(pool.submit(_run, key, argument))
+            if len(waiting) >= _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenExecutor:
+        raise UserError(
+            "one of the --workers was ended by the system, as it does where memory runs out: give "
+            "fewer"
+        ) from None
+    except BaseException:  # an interrupt, or enough of it: what runs would be waited for
+        _stop()
+        raise
+    finally:  # nothing is cancelled, a stopped pool trips over that
+        pool.shutdown()
         del _calls[key]
 
 
@@ -53,14 +79,14 @@ def together(calls: Sequence[Callable[[], T]], workers: int) -> list[T]:
 def _executor(workers: int) -> Executor:
     """Forked processes; threads where a system cannot fork."""
     if "fork" in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context("fork")
-        return ProcessPoolExecutor(workers, context, initializer=_deaf)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _deaf)
     return ThreadPoolExecutor(workers)
 
 
 def _deaf() -> None:
     """Leave a terminal's interrupt to the parent, which ends its processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stop() -> None:

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from moeplan.cli_interrupt import Interrupted, interruptible
+from moeplan import cli_interrupt
+from moeplan.cli_interrupt import Interrupted, interruptible, stoppable
 from moeplan.plan import ask_serving
 from moeplan.workers import spread
 from tests.commands import runner
@@ -48,3 +49,16 @@ def test_results_keep_their_order_and_errors_their_kind():
     assert list(spread(lambda n: n * n, range(7), 3)) == [0, 1, 4, 9, 16, 25, 36]
     with pytest.raises(ZeroDivisionError):
         list(spread(lambda n: 1 // n, [1, 0, 2], 2))
+
+
+def test_the_first_signal_is_noted_and_a_later_one_ends_the_work(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible(), stoppable() as came:
+        assert came() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        interrupt()  # passed on twice
+        assert came() == signal.SIGTERM
+        monkeypatch.setattr(cli_interrupt, "_PATIENCE", 0.0)
+        with pytest.raises(Interrupted):
+            interrupt()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,18 +1,14 @@
-"""A sweep as tables for a terminal, and as CSV, JSON or Parquet with every point."""
+"""A sweep as tables for a terminal."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from moeplan._version import __version__
-from moeplan.errors import UserError
 from moeplan.report.columns import NONE
 from moeplan.report.tables import Column, Table
-from moeplan.sweeping import Sweep, cells
+from moeplan.sweeping import Glance, Sweep
+from moeplan.sweeping.glance import ROWS
 from moeplan.sweeping.inputs import InputRow
 from moeplan.units import fmt_bytes, fmt_count, fmt_flops, fmt_money, fmt_rate, fmt_time
 
@@ -21,13 +17,9 @@ __all__ = [
     "sweep_tables",
     "too_large",
     "unit_shown",
-    "write_csv",
-    "write_json",
-    "write_parquet",
     "written",
 ]
 
-_ROWS = 40  # of a terminal's table; files have all
 _REASONS = 5
 _BAND = ".band"  # beside an expected value, it is written with it
 _HEAD = 14  # characters of a heading's line, where a dot allows it
@@ -49,7 +41,7 @@ _WRITE: Mapping[str, Callable[[float], str]] = {
 _SHARES = ("mfu", "mfu_full", "prefill_share")  # keys of layouts that are shares of one
 
 
-def unit_shown(found: Sweep, name: str) -> str:
+def unit_shown(found: Sweep | Glance, name: str) -> str:
     """The unit in which tables and plots write a column, as `layout` does; files have SI units."""
     unit = found.units.get(name, "")
     if found.on_cluster and unit == "B" and name.startswith("memory"):
@@ -59,7 +51,10 @@ def unit_shown(found: Sweep, name: str) -> str:
 
 def too_large(found: Sweep) -> str:
     """How many legal points do not fit, in one sentence; nothing where all do."""
-    many, of = int(found.too_large.sum()), int(found.legal.sum())
+    return _too_large(int(found.too_large.sum()), int(found.legal.sum()))
+
+
+def _too_large(many: int, of: int) -> str:
     if not many:
         return ""
     verb = "does" if many == 1 else "do"
@@ -87,17 +82,18 @@ def written(value: Any, unit: str, *, given: bool = False) -> str:
 
 
 # ---------------------------------------------------------------------------------- terminal
-def sweep_tables(found: Sweep, width: int | None = None) -> list[Table]:
+def sweep_tables(found: Glance, width: int | None = None) -> list[Table]:
     """The points under their inputs: one table, or several of columns that fit the width."""
-    rows = _picked(found.points)
-    fixed = [n for n in found.inputs if _constant(found.columns[n])] if found.points > 1 else []
-    inputs = [n for n in found.inputs if n not in fixed]
+    inputs = [n for n in found.inputs if n not in found.fixed]
     bands = {f"{n.removesuffix(_BAND)}.expected": n for n in found.shown if n.endswith(_BAND)}
     bands = {n: band for n, band in bands.items() if n in found.shown}
     shown = [n for n in found.shown if n not in bands.values()]
-    texts = {name: _texts(found, name, rows) for name in (*inputs, *shown)}
+    texts = {name: _texts(found, name) for name in (*inputs, *shown)}
     for name, band in bands.items():
-        texts[name] = _with_band(texts[name], found.columns[band], rows)
+        texts[name] = _with_band(texts[name], found.values(band))
+    if found.points > ROWS:
+        for column in texts.values():
+            column.insert(ROWS // 2, "…")
     heads = {name: _heading(name) for name in texts}
     wide = {name: _width([*heads[name].split("\n"), *texts[name]]) for name in texts}
     count = f"{found.points:,} point{'s' if found.points != 1 else ''}"
@@ -109,43 +105,25 @@ def sweep_tables(found: Sweep, width: int | None = None) -> list[Table]:
         some = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
         title = f"{found.title}: {count}{some}"
         table = Table(title, [Column(heads[name]) for name in names])
-        table.rows = [tuple(texts[name][i] for name in names) for i in range(len(rows))]
+        table.rows = list(zip(*(texts[name] for name in names), strict=True))
         tables.append(table)
-    tables[-1].notes += _notes(found, fixed)
+    tables[-1].notes += _notes(found)
     if bands:
         tables[-1].notes.append("±: half the error band of the calibrations")
     return tables
 
 
-def _picked(points: int) -> list[int | None]:
-    """Points to show: all, or the first and the last with a gap (None) between."""
-    if points <= _ROWS:
-        return list(range(points))
-    half = _ROWS // 2
-    return [*range(half), None, *range(points - half, points)]
+def _texts(found: Glance, name: str) -> list[str]:
+    unit, given = unit_shown(found, name), name in found.inputs
+    return [written(value, unit, given=given) for value in found.values(name)]
 
 
-def _texts(found: Sweep, name: str, rows: Sequence[int | None]) -> list[str]:
-    column, unit = found.columns[name], unit_shown(found, name)
-    given = name in found.inputs
-    out = []
-    for row in rows:
-        if row is None:
-            out.append("…")
-            continue
-        value: Any = column[row]
-        value = value.item() if hasattr(value, "item") else value
-        out.append(written(value, unit, given=given))
-    return out
-
-
-def _with_band(texts: Sequence[str], band: Any, rows: Sequence[int | None]) -> list[str]:
+def _with_band(texts: Sequence[str], bands: Sequence[Any]) -> list[str]:
     """Expected values with half the width of their band beside them."""
     return [
-        text if row is None or band[row] is None or band[row] != band[row]
-        else f"{text} ±{band[row]:.0%}"
-        for text, row in zip(texts, rows, strict=True)
-    ]  # fmt: skip
+        text if band is None or band != band else f"{text} ±{band:.0%}"
+        for text, band in zip(texts, bands, strict=True)
+    ]
 
 
 def _heading(name: str) -> str:
@@ -185,40 +163,29 @@ def _parts(
     return parts
 
 
-def _constant(column: Any) -> bool:
-    return bool((column == column[0]).all())
-
-
-def _notes(found: Sweep, fixed: Sequence[str]) -> list[str]:
+def _notes(found: Glance) -> list[str]:
     notes: list[str] = []
     alike = [
-        f"{n} {written(found.columns[n].tolist()[0], found.units.get(n, ''), given=True)}"
-        for n in fixed
+        f"{n} {written(found.values(n)[0], found.units.get(n, ''), given=True)}"
+        for n in found.fixed
     ]
     alike += [f"{p} {written(v, unit_shown(found, p))}" for p, v in found.same.items()]
     if alike:
         notes.append(f"the same at every point: {', '.join(alike)}")
-    if text := too_large(found):
+    if text := _too_large(found.too_large, found.legal):
         notes.append(text)
-    if found.points > _ROWS:
-        notes.append(f"{_ROWS} of {found.points:,} points: --csv, --json and --parquet have all")
-    reasons = [text for text in found.columns["reason"].tolist() if text]
-    if reasons:
-        counts: dict[str, int] = {}
-        for text in map(_first_of, reasons):
-            counts[text] = counts.get(text, 0) + 1
+    if found.points > ROWS:
+        notes.append(f"{ROWS} of {found.points:,} points: --csv, --json and --parquet have all")
+    if found.legal < found.points:
+        counts = found.counts
         most = sorted(counts, key=lambda text: -counts[text])
-        notes.append(f"not legal: {len(reasons):,} of {found.points:,} points")
+        notes.append(f"not legal: {found.points - found.legal:,} of {found.points:,} points")
         notes += [f"  {counts[text]:,} x {text}" for text in most[:_REASONS]]
         if len(most) > _REASONS:
-            notes.append(f"  and {len(most) - _REASONS} other reasons, in the files' last column")
+            others = f"{len(most) - _REASONS:,}{' or more' if found.many_texts else ''}"
+            reasons = "reason" if others == "1" else "reasons"
+            notes.append(f"  and {others} other {reasons}, in the files' last column")
     return notes
-
-
-def _first_of(reason: str) -> str:
-    """The first rule that is broken, where there are several."""
-    first, more, _ = reason.partition("; ")
-    return f"{first}; and more" if more else first
 
 
 def names_table(rows: Sequence[InputRow], title: str) -> Table:
@@ -232,42 +199,3 @@ def names_table(rows: Sequence[InputRow], title: str) -> Table:
         table.rows.append((row.name, text, about))
         table.values.append((row.name, "" if row.value is None else row.value, about))
     return table
-
-
-# -------------------------------------------------------------------------------------- files
-def write_csv(found: Sweep, file: IO[str]) -> None:
-    """Every point as a line under the columns' names: SI units, nothing where there is none."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(found.columns)
-    writer.writerows(zip(*(cells(column) for column in found.columns.values()), strict=True))
-
-
-def write_json(found: Sweep, file: IO[str]) -> None:
-    """One document: columns with their units, and every point as an object."""
-    names = list(found.columns)
-    columns = [{"name": name, "unit": found.units.get(name, "")} for name in names]
-    head = {"moeplan_version": __version__, "title": found.title, "columns": columns}
-    file.write(json.dumps(head, indent=2)[:-2] + ',\n  "rows": [')
-    for number, row in enumerate(zip(*map(cells, found.columns.values()), strict=True)):
-        line = json.dumps(dict(zip(names, row, strict=True)), allow_nan=False)
-        file.write(f"{',' if number else ''}\n    {line}")
-    file.write("\n  ]\n}\n")
-
-
-def write_parquet(found: Sweep, file: Path) -> None:
-    """Every point, typed, with units as metadata of the columns. `UserError` without pyarrow."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UserError(
-            "--parquet needs pyarrow, which is not installed: pip install 'moeplan[parquet]', or "
-            "write --csv"
-        ) from None
-    fields, arrays = [], []
-    for name, column in found.columns.items():
-        array = pa.array(cells(column))
-        unit = found.units.get(name, "")
-        fields.append(pa.field(name, array.type, metadata={"unit": unit} if unit else None))
-        arrays.append(array)
-    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), file)

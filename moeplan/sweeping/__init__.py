@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from moeplan.sweeping.ask import MOST_POINTS, Ask, ask
 from moeplan.sweeping.columns import Sweep, cells
-from moeplan.sweeping.run import run
+from moeplan.sweeping.glance import Glance
+from moeplan.sweeping.run import ready, run, stretches
 
-__all__ = ["MOST_POINTS", "Ask", "Sweep", "ask", "cells", "run"]
+__all__ = ["MOST_POINTS", "Ask", "Glance", "Sweep", "ask", "cells", "ready", "run", "stretches"]

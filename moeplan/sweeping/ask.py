@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from moeplan.model.spec import ModelSpec
 from moeplan.sweeping.architecture import CONFIG, Architecture
 from moeplan.sweeping.checks import check_value, device_named
 from moeplan.sweeping.formula import Formula
-from moeplan.sweeping.grid import Column, Grid, product
+from moeplan.sweeping.grid import Column, Grid, Places, product
 from moeplan.sweeping.inputs import Input, Mode, default_of, figure, input_named, inputs_of
 from moeplan.sweeping.syntax import axis_values, read_value
 
@@ -25,6 +26,8 @@ __all__ = ["MOST_POINTS", "Ask", "Group", "ask"]
 MOST_POINTS = 1_000_000
 """Points of a sweep, where nobody allows more."""
 
+_WINDOW = 131_072  # points at a time
+_EACH = 256  # points of a pass in a window, where they are many passes
 _CONFIG_NAME = "config."  # how a formula names a config key: a colon is no arithmetic
 
 
@@ -88,11 +91,10 @@ class Ask:
         loops = set(self.looped)
         return [n for n, known in self.inputs.items() if known.room != "free" and n not in loops]
 
-    def groups(self) -> list[Group]:
-        """Points by what they share, in order of their first point; broken formulas left out."""
-        good = np.ones(self.grid.count, dtype=bool)
-        good[list(self.grid.reasons)] = False
-        points = np.flatnonzero(good)
+    def groups(self, points: Any) -> list[Group]:
+        """Some points by what they share, in order of their first; broken formulas left out."""
+        if self.grid.reasons:
+            points = points[[point not in self.grid.reasons for point in points.tolist()]]
         names = self.looped
         code = np.zeros(points.size, dtype=np.int64)
         for name in names:
@@ -107,6 +109,17 @@ class Ask:
             shared = {n: self.grid.columns[n].take(first)[0] for n in names}
             out.append(Group(shared, members))
         return sorted(out, key=lambda group: int(group.points[0]))
+
+    def windows(self) -> Iterator[Any]:
+        """All points in order, in stretches whose groups are large enough for one pass each.
+
+        What a sweep holds at a time is a window, so its size depends on the number of passes and
+        not on that of the points.
+        """
+        passes = math.prod(len(self.grid.columns[name].values) for name in self.looped)
+        size = max(_WINDOW, _EACH * passes)
+        for start in range(0, self.grid.count, size):
+            yield np.arange(start, min(start + size, self.grid.count))
 
 
 def ask(
@@ -141,7 +154,7 @@ def ask(
             continue
         text = linked[name] if isinstance(value, Formula) else value
         one = read_value(f"--set {name}", text, inputs[name].kind)
-        grid.columns[name] = Column([one], np.zeros(grid.count, dtype=np.int32))
+        grid.columns[name] = Column([one], Places(1, 1))
         found.given.add(name)
     found.inputs = {name: inputs[name] for name in (*vary, *linked)}
     _check(found)
@@ -199,9 +212,9 @@ def _base(found: Ask) -> Callable[[str, Grid], Column | None]:
     ) -> Column | None:
         """A column that depends on the named ones."""
         columns = [(n, grid.columns[n]) for n in names if n in grid.columns]
-        code = np.zeros(grid.count, dtype=np.int64)
+        code, every = np.zeros(grid.count, dtype=np.int64), np.arange(grid.count)
         for _, column in columns:
-            code = code * len(column.values) + column.at
+            code = code * len(column.values) + column.at[every]
         distinct, first, at = np.unique(code, return_index=True, return_inverse=True)
         del distinct
         values = [pick({n: c.values[c.at[i]] for n, c in columns}) for i in first.tolist()]

@@ -1,4 +1,8 @@
-"""Columns in the making: answers of many tasks, gathered into one array a column."""
+"""Columns in the making: answers of many tasks, gathered into one array a column.
+
+A sweep is made in stretches of its points, each a `Sweep` of its own with the same columns; where
+all points are needed at a time there is one stretch.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moeplan.arrays import is_array, np
-from moeplan.errors import UserError
 from moeplan.sweeping.answers import Answer, Found
 from moeplan.sweeping.ask import Ask
 from moeplan.sweeping.inputs import UNITS
 
-__all__ = ["Columns", "Sweep", "cells"]
+__all__ = ["Columns", "Sweep", "cells", "title_of"]
 
 _EXACT = 2**53  # whole numbers up to here are exact in float64
 _LARGEST = 2**63
@@ -58,80 +61,72 @@ class Sweep:
 
 
 class Columns:
-    """Pieces of columns, taken answer by answer."""
+    """Answers of a stretch of points, to be gathered into columns of all of them or of some."""
 
     def __init__(self, asked: Ask) -> None:
         self.asked = asked
-        self.pieces: dict[str, list[tuple[Any, Found]]] = {path: [] for path in asked.show}
+        self.answers: list[Answer] = []
         self.missing: dict[str, str] = {}
         self.units: dict[str, str] = {}
-        self.reasons = dict(asked.grid.reasons)
+        self.reasons: dict[int, str] = {}
 
     def take(self, answer: Answer) -> None:
         """Keep an answer."""
         self.reasons |= answer.reasons
         if not len(answer.points):
             return
+        self.answers.append(answer)
         for path, found in answer.columns.items():
             if found.missing:
                 self.missing.setdefault(path, found.missing)
-            if found.value is None:
-                continue
-            self.pieces[path].append((answer.points, found))
-            if found.unit:
+            if found.unit and found.value is not None:
                 self.units.setdefault(path, found.unit)
 
-    def finish(self, *, all_shown: bool) -> Sweep:
-        """The columns. `UserError` where no point is legal, or none has what was asked for.
+    def answered(self) -> Any:
+        """The points that have an answer so far, in order, and those before that have no value."""
+        points = np.concatenate(
+            [
+                *(np.asarray(answer.points) for answer in self.answers),
+                np.fromiter(self.reasons, dtype=np.int64),
+            ]
+        ).astype(np.int64)
+        if not points.size:
+            return points
+        broken = [point for point in self.asked.grid.reasons if point < points.max()]
+        return np.unique(np.concatenate([points, np.asarray(broken, dtype=np.int64)]))
 
-        all_shown: also what is the same at every point, or is nowhere.
-        """
-        asked, count = self.asked, self.asked.grid.count
-        if len(self.reasons) == count:
-            raise UserError(_none_legal(self.reasons, count))
-        for path, pieces in self.pieces.items():
-            if not pieces and path in self.missing:
-                raise UserError(self.missing[path])
-        reason = np.full(count, "", dtype=object)
-        for point, text in self.reasons.items():
-            reason[point] = text
-        found = {path: _gathered(pieces, count) for path, pieces in self.pieces.items()}
-        same: dict[str, Any] = {}
-        shown = list(asked.show)
-        if not all_shown:
-            shown, same = self._different(found, reason == "")
+    def sweep(self, points: Any) -> Sweep:
+        """The columns at points, in order; answers are of these only, and are let go."""
+        asked = self.asked
+        places = [np.searchsorted(points, answer.points) for answer in self.answers]
         columns = {}
         for name in asked.inputs:
             column = asked.grid.columns[name]
-            columns[name] = _column(list(column.values))[column.at]
-        columns |= {path: found[path] for path in shown}
-        columns["reason"] = reason
-        named = asked.axes, tuple(asked.inputs), tuple(shown)
-        return Sweep(self._title(), *named, columns, self._units(), same, asked.mode != "estimate")
+            columns[name] = _column(list(column.values))[column.at[points]]
+        for path in asked.show:
+            pieces = [
+                (at, answer.columns[path])
+                for at, answer in zip(places, self.answers, strict=True)
+                if answer.columns[path].value is not None
+            ]
+            columns[path] = _gathered(pieces, points.size)
+        columns["reason"] = self._reasons(points)
+        named = asked.axes, tuple(asked.inputs), asked.show
+        found = Sweep(
+            title_of(asked), *named, columns, self._units(), on_cluster=asked.mode != "estimate"
+        )
+        self.answers, self.reasons = [], {}
+        return found
 
-    def _different(self, found: dict[str, Any], legal: Any) -> tuple[list[str], dict[str, Any]]:
-        """Columns that differ between legal points, and the values of those that do not."""
-        kept, same = [], {}
-        for path, column in found.items():
-            if not self.pieces[path]:
-                continue
-            first, *others = dict.fromkeys(column[legal].tolist())
-            if others:
-                kept.append(path)
-            else:
-                same[path] = first
-        if not kept:
-            return list(same), {}
-        return kept, same
-
-    def _title(self) -> str:
-        asked = self.asked
-        name = ", ".join(model.name for model in asked.models.values())
-        if asked.mode == "estimate":
-            return name
-        work = "training" if asked.mode == "train" else "serving"
-        where = f" on {asked.cluster}" if asked.cluster else ""
-        return f"{name}, {work}{where}"
+    def _reasons(self, points: Any) -> Any:
+        out = np.full(points.size, "", dtype=object)
+        known = self.asked.grid.reasons
+        if known:
+            for place, point in enumerate(points.tolist()):
+                out[place] = known.get(point, "")
+        if self.reasons:
+            out[np.searchsorted(points, list(self.reasons))] = list(self.reasons.values())
+        return out
 
     def _units(self) -> dict[str, str]:
         out = {}
@@ -141,16 +136,14 @@ class Columns:
         return out | self.units
 
 
-def _others(count: int) -> str:
-    return f"{count} other reason{'s' if count > 1 else ''}"
-
-
-def _none_legal(reasons: dict[int, str], count: int) -> str:
-    texts = list(dict.fromkeys(reasons[point] for point in sorted(reasons)))
-    if count == 1:
-        return f"the point is not legal: {texts[0]}"
-    more = f"; and {_others(len(texts) - 1)}" if len(texts) > 1 else ""
-    return f"none of the {count:,} points is legal: {texts[0]}{more}"
+def title_of(asked: Ask) -> str:
+    """What a sweep is of: its models, what they do, and where."""
+    name = ", ".join(model.name for model in asked.models.values())
+    if asked.mode == "estimate":
+        return name
+    work = "training" if asked.mode == "train" else "serving"
+    where = f" on {asked.cluster}" if asked.cluster else ""
+    return f"{name}, {work}{where}"
 
 
 def _column(values: list[Any]) -> Any:
@@ -211,15 +204,15 @@ def _is_flag(value: Any) -> bool:
 def cells(column: Any) -> list[Any]:
     """A column as plain values, the same for every file: None where there is nothing.
 
-    Whole numbers are ints where the whole column is of whole numbers that are exact.
+    Whole numbers that float64 holds exactly are ints.
     """
     values = column.tolist()
     if column.dtype.kind != "f":
         return list(values)
     finite = np.isfinite(column)
-    some = column[finite]
-    whole = bool((some == np.floor(some)).all() and (np.abs(some) < _EXACT).all())
+    with np.errstate(invalid="ignore"):
+        whole = finite & (column == np.floor(column)) & (np.abs(column) < _EXACT)
     return [
-        (int(v) if whole else v) if good else None
-        for v, good in zip(values, finite.tolist(), strict=True)
+        int(v) if w else v if good else None
+        for v, w, good in zip(values, whole.tolist(), finite.tolist(), strict=True)
     ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["draw_sweep", "plot_sweep"]
+__all__ = ["draw_sweep", "plot_columns", "plot_sweep"]
 
 _LINES = 7  # different colours of lines; more values are a scale of colours
 _WORDS = 12  # different words at an axis, without writing them over each other
@@ -49,7 +49,7 @@ def draw_sweep(found: Sweep, wanted: str, folder: str | Path) -> list[Path]:
     """Save a plot of `X,Y` or `X,Y,COLOUR` as PNG and SVG, named after its columns."""
     from moeplan.report.plots import FORMATS, save
 
-    names = _names(found, wanted)
+    names = plot_columns(wanted, [n for n in found.columns if n != "reason"])
     stem = "-".join(re.sub(r"[^a-z0-9]+", "-", n.lower()).strip("-") for n in names)
     into = Path(folder)
     try:
@@ -59,11 +59,11 @@ def draw_sweep(found: Sweep, wanted: str, folder: str | Path) -> list[Path]:
         raise UserError(f"{folder}: plots cannot be written there ({problem})") from None
 
 
-def _names(found: Sweep, wanted: str) -> list[str]:
+def plot_columns(wanted: str, known: Sequence[str]) -> list[str]:
+    """The columns that `X,Y` or `X,Y,COLOUR` names. `UserError` for other forms and names."""
     names = [name.strip() for name in wanted.split(",")]
     if len(names) not in (2, 3):
         raise UserError(f"--plot {wanted}: two or three columns are needed: X,Y or X,Y,COLOUR")
-    known = [*found.inputs, *found.shown]
     for name in names:
         if name not in known:
             raise UserError(
