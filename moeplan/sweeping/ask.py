@@ -43,8 +43,8 @@ class Ask:
     """A sweep, ready to run.
 
     axes: what is varied. inputs and grid.columns have these names and those that are fixed or
-    linked, in the user's order. given: names whose values the user wrote out (the others follow
-    from formulas).
+    linked, in the user's order. given: names whose values the user wrote out; links: the formulas
+    of the others.
     """
 
     mode: Mode
@@ -55,6 +55,7 @@ class Ask:
     show: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()
     given: set[str] = field(default_factory=set)
+    links: dict[str, Formula] = field(default_factory=dict)
 
     def architecture(self, shared: Mapping[str, Any]) -> Architecture:
         """The model of a group."""
@@ -151,6 +152,7 @@ def ask(
     for name, value in read.items():
         if isinstance(value, Formula) and not _is_literal(linked[name], inputs[name]):
             grid.add(name, value, base)
+            found.links[name] = value
             continue
         text = linked[name] if isinstance(value, Formula) else value
         one = read_value(f"--set {name}", text, inputs[name].kind)

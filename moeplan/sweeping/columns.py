@@ -12,6 +12,7 @@ from typing import Any
 from moeplan.arrays import is_array, np
 from moeplan.sweeping.answers import Answer, Found
 from moeplan.sweeping.ask import Ask
+from moeplan.sweeping.formula import Formula
 from moeplan.sweeping.inputs import UNITS
 
 __all__ = ["Columns", "Sweep", "cells", "title_of"]
@@ -29,7 +30,7 @@ class Sweep:
     Numbers are int64, or float64 with nan where a point has none; words, and whole numbers that
     float64 cannot hold, are objects with None. units: of the columns that have one. same: what was
     left out, because it is the same at every point. on_cluster: points are layouts, and the column
-    `fits` says which of them the GPU's memory holds.
+    `fits` says which of them the GPU's memory holds. links: formulas of inputs.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Sweep:
     units: dict[str, str] = field(default_factory=dict)
     same: dict[str, Any] = field(default_factory=dict)
     on_cluster: bool = False
+    links: dict[str, Formula] = field(default_factory=dict)
 
     @property
     def points(self) -> int:
@@ -113,8 +115,9 @@ class Columns:
         columns["reason"] = self._reasons(points)
         named = asked.axes, tuple(asked.inputs), asked.show
         found = Sweep(
-            title_of(asked), *named, columns, self._units(), on_cluster=asked.mode != "estimate"
-        )
+            title_of(asked), *named, columns, self._units(), on_cluster=asked.mode != "estimate",
+            links=asked.links,
+        )  # fmt: skip
         self.answers, self.reasons = [], {}
         return found
 

@@ -7,19 +7,13 @@ import io
 import json
 import re
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 
 import moeplan
 from moeplan import cli_sweep
-from moeplan.errors import UserError
-from moeplan.report.plots.sweep import plot_sweep
-from moeplan.report.style import model_style
-from moeplan.sweeping import ask, cells, run
+from moeplan.sweeping import cells
 from tests.commands import Run, runner
 
 GRANULARITY = (
@@ -210,47 +204,6 @@ def test_progress_is_drawn_on_a_terminal_only(monkeypatch):
         assert ("4/4" in file.getvalue()) is drawn
 
 
-# -------------------------------------------------------------------------------------- plots
-@pytest.fixture(scope="module")
-def swept():
-    vary = {"tokens": "256:4096:x2", "ep": "1,2,4,8", "gpu": ["h100", "h200"]}
-    show = ("all_to_all.forward_step.dispatch.sent", "time.decode.sequential")
-    return run(ask("mixtral", vary, {}, show, None, "estimate", 1000))
-
-
-def points(figure):
-    return [line for line in figure.axes[0].lines if line.get_gid() == "points"]
-
-
-def test_a_plot_holds_the_columns(swept):
-    sent = "all_to_all.forward_step.dispatch.sent"
-    figure = plot_sweep(swept, "tokens", sent, "ep")
-    found = points(figure)
-    assert [to_hex(line.get_color()) for line in found] == [
-        to_hex(model_style(i).colour) for i in range(4)
-    ]
-    for line, ep in zip(found, (1, 2, 4, 8), strict=True):
-        own = swept.columns["ep"] == ep
-        assert sorted(line.get_ydata()) == sorted(swept.columns[sent][own])
-        assert line.get_label() == f"ep {ep}"
-        assert line.get_linestyle() == "None"  # two GPUs at each: points, no line
-    assert "gpu varies between points" in figure.texts[2].get_text()
-    assert "Least 0 B at tokens 256" in figure.texts[1].get_text()
-
-
-def test_words_and_scales(swept):
-    figure = plot_sweep(swept, "gpu", "time.decode.sequential")
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["h100", "h200"]
-    scale = plot_sweep(swept, "tokens", "time.decode.sequential",
-                       "all_to_all.forward_step.dispatch.sent")  # fmt: skip
-    assert len(scale.axes) == 2  # a bar of colours beside the points
-    many = replace(
-        swept, columns={**swept.columns, "gpu": np.array([f"gpu{i}" for i in range(40)])}
-    )
-    with pytest.raises(UserError, match="gpu has 40 words, more than an axis can show"):
-        plot_sweep(many, "gpu", "time.decode.sequential")
-
-
 ON_A_CLUSTER = (
     "sweep", "deepseek-v3", "--cluster", "h800x2048", "--train", "--vary", "pp=8,16", "--vary",
     "ep=8,3,64", "--set", "recompute=full", "--show", "step,mfu,memory",
@@ -289,33 +242,6 @@ def test_tables_of_layouts_are_written_as_layout_writes_them(command):
                    "--show", "dollars_per_million_output")  # fmt: skip
     prices = re.findall(r"\$0\.\d+", paid.out)
     assert len(set(prices)) == len(prices) > 1
-
-
-def test_a_plot_has_hollow_markers_where_points_do_not_fit():
-    vary, link = {"pp": "8,16", "ep": "8,64"}, {"recompute": "full"}
-    found = run(ask("deepseek-v3", vary, link, ("step",), "h800x2048", "train", 100))
-    figure = plot_sweep(found, "ep", "step", "pp")
-    [hollow] = [line for line in figure.axes[0].lines if line.get_gid() == "too-large"]
-    too_large = ~found.columns["fits"].astype(bool)
-    assert too_large.sum() == 1
-    assert list(hollow.get_ydata()) == list(found.columns["step"][too_large])
-    least = found.columns["step"][~too_large].min()
-    assert f"Of those that fit: least {least:.4g} s" in figure.texts[1].get_text()
-    assert figure.texts[0].get_text() == (
-        "Step time (step) against expert parallelism (ep), by pipeline stages (pp)"
-    )
-
-
-def test_files_of_plots_are_equal_each_time(command, tmp_path):
-    arguments = ("sweep", "mixtral", "--vary", "g=1,2,4", "--set", "experts=8*g", "--plot",
-                 "g,params.total")  # fmt: skip
-    files = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        done = command(*arguments, "--plots", str(folder))
-        assert done.code == 0
-        files.append({Path(name).name: Path(name).read_bytes() for name in done.err.split()})
-    assert set(files[0]) == {"g-params-total.png", "g-params-total.svg"}
-    assert files[0] == files[1]
 
 
 def test_cells_are_whole_where_they_can_be():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 
 from moeplan.errors import UserError, near_miss
 from moeplan.report.plots.sheet import Page, brief, log_axis, look
+from moeplan.report.plots.sweep_words import conditions, finding, in_words, label, value_text
 from moeplan.report.style import model_style
-from moeplan.report.sweep import too_large, unit_shown, written
+from moeplan.report.sweep import unit_shown, written
 from moeplan.sweeping import Sweep
 
 if TYPE_CHECKING:
@@ -26,23 +28,14 @@ __all__ = ["draw_sweep", "plot_columns", "plot_sweep"]
 _LINES = 7  # different colours of lines; more values are a scale of colours
 _WORDS = 12  # different words at an axis, without writing them over each other
 _LOG = 20  # largest over smallest, from which an axis is logarithmic
+_NAMED = 10  # values of an input that an axis names one by one
 _SCALE = "cividis"  # even for all kinds of colour vision
-_LONG = 60  # letters of a heading that still stand beside another one
-_SAID = {
-    "step": "step time", "mfu": "model FLOP utilisation", "memory": "memory of the fullest GPU",
-    "tokens_per_second": "throughput", "tokens_per_second_per_gpu": "throughput of a GPU",
-    "output_tokens_per_second_per_gpu": "output tokens of a GPU",
-    "time_ep": "time of the all-to-all", "time_bubble": "time of the pipeline's bubble",
-    "sent_scale_up": "bytes sent inside domains", "sent_scale_out": "bytes sent between domains",
-    "ttft": "time to first token", "tpot": "time per output token",
-    "dollars_per_million_output": "dollars for a million output tokens",
-    "tp": "tensor parallelism", "pp": "pipeline stages", "cp": "context parallelism",
-    "dp": "data parallelism", "ep": "expert parallelism", "etp": "parallelism inside experts",
-    "vpp": "chunks of a stage", "batch": "batch size", "microbatch": "microbatch size",
-    "context": "context length", "params.total": "parameters", "kv_cache.bytes": "KV cache",
-    "params.active.all": "active parameters", "flops.forward_per_token": "forward FLOPs per token",
-}  # fmt: skip
-"""What names of columns stand for, where a title or an axis would not say it."""
+_TITLE = 84  # letters of a title that the sheet's width holds
+_STEPS = 150  # places along an axis that are told apart
+_DEEP = 4  # points at one place that larger markers can show
+_NESTED = "; larger markers lie behind smaller ones"
+_MANY = 100  # points of lines that leave no room for larger markers
+_FEW = 60  # points that have room for large markers
 
 
 def draw_sweep(found: Sweep, wanted: str, folder: str | Path) -> list[Path]:
@@ -64,6 +57,8 @@ def plot_columns(wanted: str, known: Sequence[str]) -> list[str]:
     names = [name.strip() for name in wanted.split(",")]
     if len(names) not in (2, 3):
         raise UserError(f"--plot {wanted}: two or three columns are needed: X,Y or X,Y,COLOUR")
+    if len(set(names)) < len(names):
+        raise UserError(f"--plot {wanted}: a column is named twice, and each is needed once")
     for name in names:
         if name not in known:
             raise UserError(
@@ -89,21 +84,19 @@ def plot_sweep(found: Sweep, x: str, y: str, colour: str | None = None) -> Figur
         page = Page(8.5, 4.4, found.title)
         ax = page.figure.subplots()
         places = [_axis(found, axis, data[n], n) for axis, n in ((ax.xaxis, x), (ax.yaxis, y))]
-        ax.set_xlabel(_label(x))
-        ax.set_ylabel(_label(y))
-        keys = _draw(page, ax, found, places, data, colour, hollow)
-        about = f", by {_said(colour)}" if colour else ""
-        title = f"{_said(y)} against {_said(x)}{about}"
-        title = title[:1].upper() + title[1:] if y in _SAID else title
-        if len(title) > 2 * _LONG:
-            title = f"{y.rsplit('.', 1)[-1]} against {_said(x)}{about}"
-        said = _finding(found, data, x, y, hollow)
-        return page.finish(title, said, _conditions(found, data, x, y), keys)
+        ax.set_xlabel(label(found, x))
+        ax.set_ylabel(label(found, y))
+        keys, notes = _draw(page, ax, found, places, data, colour, hollow)
+        said = finding(found, data, hollow)
+        return page.finish(_title(x, y, colour), said, conditions(found, data) + notes, keys)
 
 
-def _said(name: str) -> str:
-    """A column in words, with its name where they are not the same."""
-    return f"{_SAID[name]} ({name})" if name in _SAID else name
+def _title(x: str, y: str, colour: str | None) -> str:
+    """What is drawn, in words; the colour is left to its legend where there is no room."""
+    title = f"{in_words(y)} against {in_words(x)}"
+    about = f", by {in_words(colour)}" if colour else ""
+    title += about if len(title) + len(about) <= _TITLE else ""
+    return title if in_words(y) == y else title[:1].upper() + title[1:]
 
 
 def _drawable(found: Sweep, name: str, keep: Any) -> list[Any]:
@@ -114,6 +107,7 @@ def _drawable(found: Sweep, name: str, keep: Any) -> list[Any]:
 def _axis(found: Sweep, axis: Axis, values: Sequence[Any], name: str) -> list[float]:
     """Set up an axis for a column, and return where its values stand on it."""
     from matplotlib.axis import YAxis
+    from matplotlib.ticker import MultipleLocator
 
     unit = unit_shown(found, name)
 
@@ -131,15 +125,23 @@ def _axis(found: Sweep, axis: Axis, values: Sequence[Any], name: str) -> list[fl
     few = sorted(set(values))
     if least > 0 and (most >= _LOG * least or (name in found.inputs and _geometric(few))):
         log_axis(axis, values, write, margin=1.25, most=6)
-        if name in found.inputs and len(few) <= 8:
+        if name in found.inputs and len(few) <= _NAMED:
             axis.set_ticks(few, [write(v) for v in few])
-    elif name in found.inputs and len(few) <= 8 and _spread(few):
+    elif name in found.inputs and len(few) <= _NAMED and _spread(few):
         axis.set_ticks(few, [write(v) for v in few])
     else:
         axis.set_major_formatter(lambda value, _: write(value))
         if isinstance(axis, YAxis) and 0 < least <= most / 2:
             axis.axes.set_ylim(0, most * 1.06)
+        if unit == "GiB":
+            axis.set_major_locator(MultipleLocator(_round_step(most / 2**30) * 2**30))
     return list(map(float, values))
+
+
+def _round_step(most: float) -> float:
+    """1, 2 or 5 times a power of ten, of which up to seven reach `most`."""
+    ten = 10.0 ** math.floor(math.log10(most / 7)) if most > 0 else 1.0
+    return next(ten * step for step in (1, 2, 5, 10, 20) if ten * step * 7 >= most)
 
 
 def _geometric(values: Sequence[float]) -> bool:
@@ -154,14 +156,6 @@ def _spread(values: Sequence[float]) -> bool:
     return len(values) < 3 or bool(steps.min() * 12 >= values[-1] - values[0])
 
 
-def _label(name: str) -> str:
-    """A column's name, in two lines where it is long."""
-    if len(name) <= 42:
-        return _said(name)
-    at = name.rfind(".", 0, 3 * len(name) // 4) + 1
-    return f"{name[:at]}\n{name[at:]}" if at else name
-
-
 def _draw(
     page: Page,
     ax: Axes,
@@ -170,49 +164,135 @@ def _draw(
     data: dict[str, list[Any]],
     colour: str | None,
     hollow: Any,
-) -> list[Artist]:
-    """Lines and points; returns what the legend shows."""
+) -> tuple[list[Artist], str]:
+    """Lines and points; returns what the legend shows, and what is to be said of them."""
     x, y = places
-    along, values = next(iter(data.items()))
-    lines = along in found.inputs and not any(isinstance(v, (str, bool)) for v in values)
+    along = next(iter(data))
+    lines = along in found.inputs and not any(isinstance(v, (str, bool)) for v in data[along])
     if colour is None:
         _series(ax, x, y, 0, "", lines, hollow)
-        return []
+        return [], ""
     shades = data[colour]
     kinds = list(dict.fromkeys(shades))
     if all(isinstance(v, (int, float)) for v in kinds):
         kinds = sorted(kinds)
-    unit = unit_shown(found, colour)
+    at = list(zip(_cells(x, ax.get_xscale()), _cells(y, ax.get_yscale()), strict=True))
     if len(kinds) <= _LINES or any(isinstance(v, (str, bool)) for v in kinds):
-        out: list[Artist] = []
-        for i, kind in enumerate(kinds):
-            own = [j for j, shade in enumerate(shades) if shade == kind]
-            text = f"{_short(colour)} {written(kind, unit, given=True)}"
-            own_x, own_y = [x[j] for j in own], [y[j] for j in own]
-            out += _series(ax, own_x, own_y, i, text, lines, hollow[own])
-        return out
-    _scale(page, ax, (x, y, shades), colour, unit)
-    if hollow.any():
-        ax.scatter(np.asarray(x)[hollow], np.asarray(y)[hollow], c="white", s=5, zorder=4)
-    return []
+        members = [[j for j, s in enumerate(shades) if s == kind] for kind in kinds]
+        names = [value_text(found, colour, kind) for kind in kinds]
+        return _several(ax, (x, y, at), _together(members, x, y, hollow), names, lines, hollow)
+    ranks = _ranks(at, hollow)
+    nested, many = max(ranks) <= _DEEP, sum(map(bool, ranks))
+    _scale(page, ax, found, (x, y, shades), colour, hollow, ranks if nested else None)
+    front = ", those that fit in front" if hollow.any() else ""
+    note = f"{_NESTED}{front}" if nested else f"; {many:,} lie behind others"
+    return [], note if many else ""
 
 
-def _scale(page: Page, ax: Axes, columns: Any, colour: str, unit: str) -> None:
-    """Points coloured on a scale."""
+def _several(
+    ax: Axes,
+    columns: tuple[Sequence[float], Sequence[float], Sequence[Any]],
+    groups: Sequence[list[tuple[int, list[int]]]],
+    names: Sequence[str],
+    lines: bool,
+    hollow: Any,
+) -> tuple[list[Artist], str]:
+    """A series for each group of kinds that have the same points, named after all of them."""
+    x, y, at = columns
+    behind = _covered([[at[j] for j in group[0][1]] for group in groups])
+    if len(x) > _MANY:  # no room for larger markers
+        behind = [[0] * len(own) for own in behind]
+    out: list[Artist] = []
+    for i, (group, covered) in enumerate(zip(groups, behind, strict=True)):
+        own = group[0][1]
+        first, *others = [names[kind] for kind, _ in group]
+        start = first.rpartition(" ")[0] + " "
+        name = ", ".join([first, *(other.removeprefix(start) for other in others)])
+        _behind(ax, [(x[j], y[j], n, hollow[j]) for j, n in zip(own, covered, strict=True)], i)
+        out += _series(ax, [x[j] for j in own], [y[j] for j in own], i, name, lines, hollow[own])
+    return out, _NESTED if any(map(any, behind)) else ""
+
+
+def _covered(series: Sequence[Sequence[Any]]) -> list[list[int]]:
+    """For each point of each series, how many later series have a point at its place."""
+    out = []
+    for i, own in enumerate(series):
+        later = [set(other) for other in series[i + 1 :]]
+        out.append([sum(place in other for other in later) for place in own])
+    return out
+
+
+def _together(
+    members: Sequence[list[int]], x: Sequence[float], y: Sequence[float], hollow: Any
+) -> list[list[tuple[int, list[int]]]]:
+    """Series with their places, those that have the same points as one: they would hide others."""
+    groups: dict[Any, list[tuple[int, list[int]]]] = {}
+    for i, own in enumerate(members):
+        key = tuple(sorted((x[j], y[j], bool(hollow[j])) for j in own))
+        groups.setdefault(key, []).append((i, own))
+    return list(groups.values())
+
+
+def _cells(values: Sequence[float], scale: str) -> list[int]:
+    """Places on an axis, in steps that a reader can tell apart."""
+    known = np.log(values) if scale == "log" else np.asarray(values, dtype=float)
+    span = float(known.max() - known.min()) or 1.0
+    return [round(v) for v in ((known - known.min()) / span * _STEPS).tolist()]
+
+
+def _behind(ax: Axes, points: Sequence[tuple[float, float, int, bool]], index: int) -> None:
+    """Larger markers at (x, y) where so many series lie on a series' own; hollow or not."""
+    style = model_style(index)
+    for many, left in sorted({(many, bool(left)) for *_, many, left in points if many}):
+        some = [(x, y) for x, y, *look in points if look == [many, left]]
+        ax.plot(
+            *zip(*some, strict=True), color=style.colour, marker=style.marker, linestyle="",
+            markerfacecolor="white" if left else style.colour,
+            markersize=5.5 + 4.5 * many, gid="behind", zorder=2.9 - 0.1 * many,
+        )  # fmt: skip
+
+
+def _ranks(at: Sequence[Any], hollow: Any) -> list[int]:
+    """How many points lie before each one at its place; those that fit come before the others."""
+    seen: dict[Any, int] = {}
+    out = [0] * len(at)
+    for i in np.argsort(hollow, kind="stable").tolist():
+        out[i] = seen.get(at[i], 0)
+        seen[at[i]] = out[i] + 1
+    return out
+
+
+def _scale(
+    page: Page,
+    ax: Axes,
+    found: Sweep,
+    columns: Any,
+    colour: str,
+    hollow: Any,
+    ranks: Sequence[int] | None,
+) -> None:
+    """Points coloured on a scale, larger by their rank behind others; hollow ones have a white
+    middle."""
     from matplotlib.colors import LogNorm, Normalize
 
-    x, y, shades = columns
-    least, most = min(shades), max(shades)
+    x, y, shades = (np.asarray(column, dtype=float) for column in columns)
+    least, most = shades.min(), shades.max()
     norm = LogNorm if least > 0 and most >= _LOG * least else Normalize
-    points = ax.scatter(
-        x, y, c=shades, cmap=_SCALE, norm=norm(least, most), s=18, zorder=3, gid="points"
+    size = 60 if len(x) <= _FEW else 18
+    deep = np.zeros(len(x)) if ranks is None else np.asarray(ranks)
+    order = (
+        np.lexsort((~hollow, -deep)) if ranks is not None else np.argsort(~hollow, kind="stable")
     )
-    bar = page.figure.colorbar(points, ax=ax, label=_label(colour))
+    points = ax.scatter(
+        x[order], y[order], c=shades[order], cmap=_SCALE, norm=norm(least, most),
+        s=size * (1 + 0.7 * deep[order]) ** 2, zorder=3, gid="points",
+    )  # fmt: skip
+    bar = page.figure.colorbar(points, ax=ax, label=label(found, colour))
+    unit = unit_shown(found, colour)
     bar.ax.yaxis.set_major_formatter(lambda v, _: brief(written(v, unit)))
-
-
-def _short(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
+    open_ = hollow & (deep == 0)
+    if open_.any():
+        ax.scatter(x[open_], y[open_], c="white", s=size / 4, zorder=4, gid="too-large")
 
 
 def _series(
@@ -237,7 +317,7 @@ def _series(
         color=style.colour,
         marker=style.marker,
         linestyle=style.dashes if line else "",
-        markersize=5.5 if len(x) <= 100 else 3,
+        markersize=5.5 if len(x) <= _MANY else 3,
         label=label,
         gid="points",
         zorder=3,
@@ -250,58 +330,8 @@ def _series(
             marker=style.marker,
             markerfacecolor="white",
             linestyle="",
-            markersize=5.5 if len(x) <= 100 else 3,
+            markersize=5.5 if len(x) <= _MANY else 3,
             gid="too-large",
-            zorder=4,
+            zorder=3,
         )
     return list(drawn)
-
-
-def _finding(found: Sweep, data: dict[str, list[Any]], x: str, y: str, hollow: Any) -> str:
-    """The least and the most, and where, of those that fit where some do; words have neither."""
-    text = too_large(found)
-    some = text and not hollow.all()
-    values, along = (
-        [v for v, left in zip(data[n], hollow, strict=True) if not (some and left)] for n in (y, x)
-    )
-    note = f" Hollow: {text}." if text else ""
-    if any(isinstance(v, (str, bool)) for v in values):
-        return f"{len(data[y]):,} points.{note}"
-    said = ["Of those that fit"] if some else []
-    for word, at in (("Least", int(np.argmin(values))), ("most", int(np.argmax(values)))):
-        number = brief(written(values[at], unit_shown(found, y)))
-        where = brief(written(along[at], unit_shown(found, x), given=x in found.inputs))
-        said.append(f"{word} {number} at {_short(x)} {where}")
-    if min(values) > 0:
-        said.append(f"{max(values) / min(values):.3g} times")
-    least = "; ".join(said).replace("fit; Least", "fit: least")
-    return f"{least}.{note}"
-
-
-def _conditions(found: Sweep, data: dict[str, list[Any]], x: str, y: str) -> str:
-    """Points drawn, and inputs that vary without being shown apart."""
-    hidden = [n for n in found.inputs if n not in data and len(set(found.columns[n].tolist())) > 1]
-    alike = [n for n in hidden if _follows(found, n, data)]
-    free = [n for n in hidden if n not in alike]
-    out = [f"{len(data[x]):,} of {found.points:,} points"]
-    if alike:
-        out.append(f"{', '.join(alike)} {'go' if len(alike) > 1 else 'goes'} with them")
-    if free:
-        out.append(f"{', '.join(free)} {'vary' if len(free) > 1 else 'varies'} between points")
-    constant = [n for n in found.inputs if n not in data and n not in hidden]
-    out += [
-        f"{n} {written(found.columns[n].tolist()[0], found.units.get(n, ''), given=True)}"
-        for n in constant
-    ]
-    return "; ".join(out)
-
-
-def _follows(found: Sweep, name: str, data: dict[str, list[Any]]) -> bool:
-    """Whether an input has one value at each combination of the inputs that are drawn."""
-    drawn = [found.columns[n].tolist() for n in data if n in found.inputs]
-    if not drawn:
-        return False
-    seen: dict[tuple[Any, ...], Any] = {}
-    places = zip(*drawn, strict=True)
-    values = found.columns[name].tolist()
-    return all(seen.setdefault(at, v) == v for at, v in zip(places, values, strict=True))
