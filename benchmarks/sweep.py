@@ -3,14 +3,19 @@
     python benchmarks/sweep.py [POINTS]
 
 Workload and expert parallelism of Qwen3-30B-A3B, of which four designs; the loop runs over a
-sample of the same points and must give the same figures. Then layouts of DeepSeek-V3.
+sample of the same points and must give the same figures. Then the columns of `moeplan sweep`
+without --show, layouts of DeepSeek-V3, and the memory of commands that write files, each in a
+process of its own.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -45,6 +50,7 @@ def swept(points: int) -> tuple[dict[str, np.ndarray], float]:
 def main() -> None:
     """Print rates, their ratio, and memory at a tenth of the points and at all of them."""
     points = int(sys.argv[1]) if len(sys.argv) > 1 else 500_000
+    files = [written(option) for option in ("--csv", "--parquet", "--json")]  # while this is small
     swept(1000)  # what is loaded once
     before = peak()
     swept(points // 10)
@@ -52,8 +58,20 @@ def main() -> None:
     columns, seconds = swept(points)
     count = len(columns["reason"])
     rate = count / seconds
-    print(f"sweep: {count:,} points in {seconds:.2f} s: {rate:,.0f} a second")
+    print(f"{len(SHOWN)} columns: {count:,} points in {seconds:.2f} s: {rate:,.0f} a second")
+    loop(columns, rate)
+    held = sum(column.nbytes for column in columns.values()) / 2**20
+    print(f"peak memory: {before:,.0f} MB before, {tenth:,.0f} MB with {points // 10:,} points,")
+    print(f"  {peak():,.0f} MB with {count:,}, of which the columns are {held:,.0f} MB")
+    defaults()
+    layouts()
+    print("memory of a command with default columns, at most:")
+    print("\n".join(files))
 
+
+def loop(columns: dict[str, np.ndarray], rate: float) -> None:
+    """The same points one estimate at a time, of which some must be equal."""
+    count = len(columns["reason"])
     configs = preset(MODEL).config
     picked = np.random.default_rng(0).choice(count, SAMPLE, replace=False)
     start = time.perf_counter()
@@ -65,10 +83,45 @@ def main() -> None:
             np.testing.assert_allclose(columns[path][i], found[path].value, rtol=1e-12)
     single = SAMPLE / (time.perf_counter() - start)
     print(f"loop: {single:,.0f} a second; the sweep is {rate / single:,.0f} times as fast")
-    held = sum(column.nbytes for column in columns.values()) / 2**20
-    print(f"peak memory: {before:,.0f} MB before, {tenth:,.0f} MB with {points // 10:,} points, ")
-    print(f"  {peak():,.0f} MB with {count:,}, of which the columns are {held:,.0f} MB")
-    layouts()
+
+
+def defaults() -> None:
+    """The columns that nobody asked for, with expected times and their bands."""
+    start = time.perf_counter()
+    columns = moeplan.sweep("mixtral", vary={"batch": "1:200", "context": "1k:500k:1k"})
+    seconds, count = time.perf_counter() - start, len(columns["reason"])
+    print(f"default columns: {count:,} points in {seconds:.2f} s: {count / seconds:,.0f} a second")
+
+
+def written(option: str) -> str:
+    """Peak memory of a command with default columns that writes a file: few points, and many.
+
+    A process counts the memory of the one that started it as its own, so that one must be small.
+    """
+    said = []
+    for contexts in (10, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "sweep")
+            arguments = ("sweep", "mixtral", "--vary", "batch=1:1000", "--vary",
+                         f"context=1k:{contexts}k:1k", option, file)  # fmt: skip
+            memory, seconds = command(*arguments)
+        points = 1000 * contexts
+        said.append(f"{memory:,.0f} MB with {points:,} points ({seconds:.1f} s)")
+    return f"  {option}: {', '.join(said)}"
+
+
+def command(*arguments: str) -> tuple[float, float]:
+    """The most memory of a command (MB), and its seconds."""
+    start = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        os.execv(sys.executable, [sys.executable, "-m", "moeplan", *arguments])
+    _, status, usage = os.wait4(child, 0)
+    assert status == 0, arguments
+    return usage.ru_maxrss / 1024, time.perf_counter() - start
 
 
 def layouts() -> None:
