@@ -68,8 +68,8 @@ def stretches(
     turns true, the last stretch holds the points that were evaluated by then. Before the last is
     handed out, `UserError` is raised where no point was legal.
     """
-    columns, first, end, done = Columns(asked), 0, 0, len(asked.grid.reasons)
-    one, count = evaluator(asked), asked.grid.count
+    columns, one, count = Columns(asked), evaluator(asked), asked.grid.count
+    first, end, done = 0, 0, len(asked.grid.reasons)
 
     def gathered(points: Any) -> Sweep:
         found = columns.sweep(points)
