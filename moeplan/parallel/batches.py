@@ -8,13 +8,65 @@ Numbers and arrays take the same steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TypeAlias
 
 from moeplan.arrays import anywhere, floor, is_array, larger, np, pick, root, smaller
+from moeplan.parallel.limits import by_turns
 
-__all__ = ["border"]
+__all__ = ["Step", "blocks", "border", "largest_in_time", "least_carrying"]
 
+Step: TypeAlias = "Callable[[Any, Any], Any]"
+"""Seconds of a decoding step with a batch, of arrays those of rows `at`; see `border`."""
+
+_SLACK = 1e-9  # of a load that is carried but for rounding
 _ROUNDS = 60  # more than any batch needs: half way alone takes 20
+
+
+def blocks(x: Any, batch: Any, at: Any) -> Any:
+    """Rows `at` of an array, again for each block of batches; a number is what it is."""
+    if at is None or not is_array(x) or not x.ndim:
+        return x
+    return np.tile(x[at], batch.size // at.size)
+
+
+def largest_in_time(
+    step: Step, most: Any, *, limit: Any, prefill: Any, gpus: Any, output: Any
+) -> Any:
+    """The largest batch of at most `most` whose time per output token is within `limit` (s).
+
+    prefill: GPU-seconds of a request's prefill that takes turns with decoding, else None. gpus: of
+    the instance. output: tokens of a request.
+    """
+
+    def over(batch: Any, at: Any) -> Any:
+        seen = step(batch, at)
+        if prefill is not None:
+            seen = by_turns(
+                seen, blocks(prefill, batch, at), batch, blocks(gpus, batch, at), output
+            )
+        return seen - blocks(limit, batch, at)
+
+    with np.errstate(all="ignore") if is_array(most) else nullcontext():
+        return border(over, most)
+
+
+def least_carrying(
+    step: Step, most: Any, *, rate: Any, prefill: Any, gpus: Any, output: Any
+) -> Any:
+    """The least batches of at most `most` that carry `rate` requests a second; arrays.
+
+    prefill, gpus, output: see `largest_in_time`.
+    """
+
+    def over(batch: Any, at: Any) -> Any:
+        prefilling = blocks(prefill, batch, at) / blocks(gpus, batch, at)
+        busy = prefilling + output * step(batch, at) / batch
+        return 1 / (blocks(rate, batch, at) * busy) - 1 + _SLACK  # above 0 it carries them
+
+    with np.errstate(all="ignore"):
+        least = over(np.ones(most.shape), np.arange(most.size)) > 0
+        return np.where(least, 1.0, np.minimum(border(over, most) + 1, np.maximum(1, most)))
 
 
 def border(over: Callable[[Any, Any], Any], most: Any) -> Any:

@@ -9,7 +9,6 @@ takes pp times the slowest stage. Prefill and decoding share GPUs by turns, or h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -22,11 +21,10 @@ from moeplan.cluster.network import strides
 from moeplan.cluster.rules import Rule, check, legal, rules
 from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
-from moeplan.parallel.batches import border
+from moeplan.parallel.batches import Step, blocks, largest_in_time, least_carrying
 from moeplan.parallel.divide import widths
 from moeplan.parallel.inference import Inference
 from moeplan.parallel.jobs import ServingJob
-from moeplan.parallel.limits import by_turns
 from moeplan.parallel.money import hourly
 from moeplan.parallel.optime import RowTimes
 from moeplan.parallel.ranksums import largest
@@ -35,7 +33,6 @@ from moeplan.quantity import Number, Quantity, plain
 __all__ = ["SERVING_BINDS", "ServingPlan", "evaluate_serving", "explain_serving"]
 
 SERVING_BINDS = ("memory", "compute", "all-to-all", "tensor parallel", "TPOT limit", "batch")
-_SLACK = 1e-9  # of a load that is carried but for rounding
 _IGNORED = {"vpp": 1, "cp": 1, "zero": 0, "microbatch": 1}
 _CHUNK_TOKENS = 8192  # tokens that a prefill computes at a time, for the size of its buffers
 _WIDE = 65536  # layouts at a time
@@ -382,22 +379,17 @@ class ServingPlan:
             return calc("max(1, wanted + 0*most)", wanted=wanted, most=most)
         if self.job.tpot is None:
             return calc("max(1, most)", most=most)
-        limit, prefill = plain(self.job.tpot), out["_prefill_cost"]
-        output = plain(self.job.output)
+        prefill = None if self.job.disaggregated else out["_prefill_cost"]
+        return largest_in_time(
+            self._stepper(v), most, limit=plain(self.job.tpot), prefill=prefill, gpus=v["world"],
+            output=plain(self.job.output),
+        )  # fmt: skip
 
-        def over(batch: Any, at: Any) -> Any:
-            here, step = self._steps(v, batch, at)
-            if not self.job.disaggregated:
-                step = by_turns(step, _blocks(prefill, batch, at), batch, here["world"], output)
-            return step - _blocks(limit, batch, at)
-
-        with np.errstate(all="ignore") if is_array(most) else nullcontext():
-            return border(over, most)
-
-    def _steps(self, v: dict[str, Any], batch: Any, at: Any) -> tuple[dict[str, Any], Any]:
+    def _stepper(self, v: dict[str, Any]) -> Step:
         """Seconds of decoding steps with batches, of arrays those of rows `at` (in blocks)."""
-        here = {name: _blocks(x, batch, at) for name, x in v.items()}
-        return here, self._decode(here, batch, plain)["time"]
+        return lambda batch, at: self._decode(
+            {name: blocks(x, batch, at) for name, x in v.items()}, batch, plain
+        )["time"]
 
     def step_seconds(self, layout: Layout, batch: Any) -> Any:
         """Seconds per output token of `batch` sequences that are decoded and nothing else."""
@@ -408,19 +400,13 @@ class ServingPlan:
         of layouts, the least batch that carries them (Little's law), at most `most`.
         """
         v = dict(self._plain(layout).values)
-        output, cost = plain(self.job.output), {"_prefill_cost": 0.0}
+        cost = {"_prefill_cost": 0.0}
         if not self.job.disaggregated:
             self._prefill(v, cost, plain)
-        prefill = cost["_prefill_cost"]
-
-        def over(batch: Any, at: Any) -> Any:
-            here, step = self._steps(v, batch, at)
-            busy = _blocks(prefill, batch, at) / here["world"] + output * step / batch
-            return 1 / (_blocks(rate, batch, at) * busy) - 1 + _SLACK  # at 0 it carries them
-
-        with np.errstate(all="ignore"):
-            least = over(np.ones(most.shape), np.arange(most.size)) > 0
-            return np.where(least, 1.0, np.minimum(border(over, most) + 1, np.maximum(1, most)))
+        return least_carrying(
+            self._stepper(v), most, rate=rate, prefill=cost["_prefill_cost"], gpus=v["world"],
+            output=plain(self.job.output),
+        )  # fmt: skip
 
     def of_job(self, job: ServingJob) -> ServingPlan:
         """The same model and cluster with another job of the same formats."""
@@ -440,10 +426,3 @@ class ServingPlan:
         elif self.job.tpot is not None:
             found = np.where(full, found, SERVING_BINDS.index("TPOT limit"))
         return found if is_array(value(out["batch"])) else int(found)
-
-
-def _blocks(x: Any, batch: Any, at: Any) -> Any:
-    """Rows `at` of an array, again for each block of batches; a number is what it is."""
-    if at is None or not is_array(x) or not x.ndim:
-        return x
-    return np.tile(x[at], batch.size // at.size)
