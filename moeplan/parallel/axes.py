@@ -20,6 +20,7 @@ DEGREES = ("tp", "cp", "ep", "etp", "microbatch")
 """What a piece's cost depends on."""
 
 _FEW = 1 << 14  # cells of axes that cost little, however few layouts there are
+_TABLE = 1 << 22  # numbers up to which a table finds them faster than sorting
 _DENSE = 4  # cells for each layout from which axes are no shorter way
 
 
@@ -131,8 +132,9 @@ class Axes:
     def of(cls, columns: Mapping[str, Any]) -> Axes:
         """The axes of layouts with these DEGREES, arrays of one length."""
         tp, cp, ep, etp, batch = (np.asarray(columns[name], np.float64) for name in DEGREES)
-        share, first = np.unique(batch / (tp * cp), return_inverse=True)
-        share = _long(share)
+        pairs, place = different(np.stack([batch, tp * cp]))
+        share, first = np.unique(pairs[0] / pairs[1], return_inverse=True)
+        share, first = _long(share), first[place]
         tensor, second = different(np.stack([tp, cp]))
         expert, third = different(np.stack([ep, etp]))
         tensor, expert = _long(tensor), _long(expert)
@@ -167,7 +169,20 @@ def different(keys: Any) -> tuple[Any, Any]:
     """Different columns of whole numbers, and the place of each column among them."""
     code = np.zeros(keys.shape[1], dtype=np.int64)
     for row in keys:
-        values, at = np.unique(row, return_inverse=True)
+        values, at = _places(row.astype(np.int64))
         code = code * len(values) + at
-    _, first, place = np.unique(code, return_index=True, return_inverse=True)
+    codes, place = _places(code)
+    first = np.empty(codes.size, dtype=np.int64)
+    first[place[::-1]] = np.arange(code.size)[::-1]  # of equal ones the first stays
     return keys[:, first], place
+
+
+def _places(numbers: Any) -> tuple[Any, Any]:
+    """Different whole numbers from 0 on, in order, and the place of each among them."""
+    most = int(numbers.max(initial=0))
+    if most > _TABLE:
+        values, at = np.unique(numbers, return_inverse=True)
+        return values, at
+    there = np.zeros(most + 1, dtype=bool)
+    there[numbers] = True
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[numbers]

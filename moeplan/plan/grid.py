@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ class Grid:
 
     tp, cp, dp and pp take all factors of the GPUs; ep and etp all divisors of the experts and of
     their width that divide a stage's GPUs; the microbatch all divisors of a replica's sequences.
-    Rows are in the order of pp. axes: the degrees that a piece's cost depends on, as axes.
+    Rows are in the order of pp. origin: of a part of a grid, its rows in the whole.
     """
 
     plan: TrainingPlan
@@ -61,7 +61,7 @@ class Grid:
     batch: int
     columns: dict[str, Any]
     zero: Any
-    axes: Axes
+    origin: Any = None
     _by_order: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -71,8 +71,26 @@ class Grid:
         names = ("pp", "tp", "cp", "dp", "ep", "etp", "microbatch")
         columns = dict(zip(names, rows, strict=True))
         zero = np.array([z for z in range(4) if space.allows("zero", z)], np.float64)
-        axes = Axes.of(columns)
-        return cls(plan, space, gpus, batch, columns, zero.reshape(-1, 1), axes)
+        return cls(plan, space, gpus, batch, columns, zero.reshape(-1, 1))
+
+    def narrowed(self, kinds: Sequence[Layout]) -> Grid:
+        """The rows that break no rule that all of some kinds have: few of them are legal."""
+        common = set.intersection(*(set(self._without_chunks(k)) for k in kinds))
+        good = np.ones(self.size, dtype=bool)
+        for formula in common:
+            good &= self._holds(formula)
+        rows = np.flatnonzero(good)
+        columns = {name: a[rows] for name, a in self.columns.items()}
+        return Grid(self.plan, self.space, self.gpus, self.batch, columns, self.zero, rows)
+
+    def number(self, rows: Any) -> Any:
+        """The numbers of some rows in the whole grid."""
+        return rows if self.origin is None else self.origin[rows]
+
+    @cached_property
+    def axes(self) -> Axes:
+        """The degrees that a piece's cost depends on, as axes."""
+        return Axes.of(self.columns)
 
     @cached_property
     def many(self) -> Layout:
@@ -113,12 +131,16 @@ class Grid:
                 kept[formula] = evaluate(formula, symbols)
         return kept[formula]
 
+    def _without_chunks(self, kinds: Layout) -> list[str]:
+        """Formulas of the rules of some kinds that vpp has no part in."""
+        return [r.holds for r in self.plan.rules(kinds)
+                if "vpp" not in compile_formula(r.holds)[1]]  # fmt: skip
+
     def parts(self, kinds: Layout) -> Iterator[Part]:
         """The legal rows under some kinds, by pp and vpp."""
-        rules = self.plan.rules(kinds)
-        alone = [r.holds for r in rules if "vpp" not in compile_formula(r.holds)[1]]
-        chunked = [r.holds for r in rules if "vpp" in compile_formula(r.holds)[1]]
-        good = np.ones(self.columns["pp"].shape, dtype=bool)
+        rules, alone = self.plan.rules(kinds), self._without_chunks(kinds)
+        chunked = [r.holds for r in rules if r.holds not in alone]
+        good = np.ones(self.size, dtype=bool)
         for formula in alone:
             good &= self._holds(formula)
         facts = self.plan.facts(self.gpus)

@@ -101,7 +101,8 @@ def search_training(
     kinds = list(space.kinds())
     total = Tally(float(value(plan.capacity)), top)
     for sp in dict.fromkeys(k.sp for k in kinds) if grid.size else ():
-        for found in _spread(_Search(grid, kinds, top, sp), workers):
+        narrow = grid.narrowed([k for k in kinds if k.sp == sp])
+        for found in _spread(_Search(narrow, kinds, top, sp), workers) if narrow.size else ():
             total.join(found)
     total.finish()
     return Found(grid, kinds, total, grid.combinations * len(kinds))
@@ -140,17 +141,17 @@ class _Search:
             scanned = grid.scanned(kinds, rows, part.pp, coster)
             for vpp, place in places:
                 found = memory_and_step(scanned, place, vpp, out.most)
-                out.add(number, *found, _named(grid.zero, number, vpp, rows))
+                out.add(number, *found, _named(grid, number, vpp, rows))
 
 
-def _named(zero: Any, kind: int, vpp: int, rows: Any) -> Any:
+def _named(grid: Grid, kind: int, vpp: int, rows: Any) -> Any:
     """A function that gives NUMBERS of places in an array of ZeRO stages times rows."""
 
     def numbers(places: Any) -> Any:
         zeros, own = np.divmod(places, rows.size)
         out = np.empty((len(NUMBERS), len(own)))
         out[0], out[1] = kind, vpp
-        out[2], out[3] = rows[own], zero.ravel()[zeros]
+        out[2], out[3] = grid.number(rows[own]), grid.zero.ravel()[zeros]
         return out
 
     return numbers
