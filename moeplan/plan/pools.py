@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from moeplan.arrays import np
 from moeplan.cluster.layout import Layout
 from moeplan.parallel import ServingPlan
+from moeplan.quantity import plain
 
 __all__ = ["DEGREES", "Demand", "Instance", "Pool", "Sought", "decode_pools", "prefill_pools"]
 
@@ -115,21 +116,31 @@ def decode_pools(sought: Sought, plan: ServingPlan, most: Any) -> list[Pool]:
         total = count * size
         at = np.flatnonzero(total <= np.partition(total, sought.top - 1)[sought.top - 1])
         sought, most, count = sought.only(at), most[at], count[at]
-    batch, tpot = _at_load(sought, plan, count, most)
+    batch, tpot, rate = _at_load(sought, plan, count, most)
+    if sought.most is not None:  # more instances than decode that batch make nobody faster
+        enough = np.ceil(sought.demand.rate / rate * (1 - 1e-8))
+        count = np.minimum(count, np.maximum(sought.needed, enough))
     return _best(sought, count, tpot, batch)
 
 
-def _at_load(sought: Sought, plan: ServingPlan, count: Any, most: Any) -> tuple[Any, Any]:
-    """Sequences that each instance decodes together, and TPOT, with `count` of them."""
-    batch, tpot = np.empty(count.size), np.empty(count.size)
+def _at_load(sought: Sought, plan: ServingPlan, count: Any, most: Any) -> tuple[Any, Any, Any]:
+    """Sequences that each instance decodes together, TPOT and requests a second of one at that
+    batch, with `count` of them.
+    """
+    batch, tpot, rate = np.empty(count.size), np.empty(count.size), np.empty(count.size)
     for start in range(0, count.size, _PIECE):
         part = slice(start, start + _PIECE)
         rows = sought.rows[part]
         layout = Layout(**{name: sought.columns[name][rows] for name in DEGREES})
         batch[part] = plan.batch_under(layout, sought.demand.rate / count[part], most[part])
         there = plan.of_job(replace(plan.job, batch=batch[part], tpot=None))
-        tpot[part] = there.evaluate(layout, sought.columns["gpus"][rows])["tpot"]
-    return batch, tpot
+        size = sought.columns["gpus"][rows]
+        found = there.evaluate(layout, size)
+        tpot[part], rate[part] = found["tpot"], found["requests_per_second"]
+        if plan.job.disaggregated:
+            each = found["decode_tokens_per_second_per_gpu"] * size
+            rate[part] = each / plain(plan.job.output)
+    return batch, tpot, rate
 
 
 def _best(sought: Sought, count: Any, seconds: Any, batch: Any) -> list[Pool]:

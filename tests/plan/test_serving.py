@@ -164,6 +164,18 @@ def test_the_fastest_on_some_gpus_is_that_of_a_loop():
                        replace(demand, gpus=None), [1, 2], by="time")  # fmt: skip
 
 
+def test_gpus_that_make_nobody_faster_are_left_out():
+    demand = Demand(0.05, 1.0, 0.05, gpus=8)
+    few, many = (
+        search_serving(mixtral(), cluster("h100x8"), [ServingJob(**LENGTHS)],
+                       replace(demand, gpus=gpus), [2], by="time").options[0]
+        for gpus in (8, 400)
+    )  # fmt: skip
+    assert many.pools[-1].batch == 1
+    assert (few.gpus, few.tpot) == (many.gpus, many.tpot)
+    assert few.gpus < 8
+
+
 @pytest.mark.parametrize("rate", [0.01, 6, 30])
 def test_what_users_see_does_not_hang_on_the_limit(rate):
     """A looser limit never makes the answer slower on as many GPUs, and few requests are fast."""
