@@ -20,6 +20,7 @@ Step: TypeAlias = "Callable[[Any, Any], Any]"
 """Seconds of a decoding step with a batch, of arrays those of rows `at`; see `border`."""
 
 _SLACK = 1e-9  # of a load that is carried but for rounding
+_SCANNED, _FEWEST, _MOST = 4096, 12, 96  # batches of all rows, and of each, that are tried first
 _ROUNDS = 60  # more than any batch needs: half way alone takes 20
 
 
@@ -64,20 +65,34 @@ def least_carrying(
         busy = prefilling + output * step(batch, at) / batch
         return 1 / (blocks(rate, batch, at) * busy) - 1 + _SLACK  # above 0 it carries them
 
+    if not most.size:
+        return np.ones(0)
+    # what a GPU yields has dips, where tiles fill badly: the first batch that carries counts
+    most = np.maximum(1.0, np.floor(most))
+    count = int(np.clip(_SCANNED // most.size, _FEWEST, _MOST))
+    share = np.linspace(0, 1, count).reshape(-1, 1)
+    tried = np.floor(most**share * (1 + 1e-12))
     with np.errstate(all="ignore"):
-        least = over(np.ones(most.shape), np.arange(most.size)) > 0
-        return np.where(least, 1.0, np.minimum(border(over, most) + 1, np.maximum(1, most)))
+        carries = over(tried.ravel(), np.arange(most.size)).reshape(tried.shape) > 0
+        carries[-1] = True  # but for rounding it does
+        first = carries.argmax(axis=0)
+        high, low = (
+            np.take_along_axis(tried, np.maximum(0, at)[None], axis=0)[0]
+            for at in (first, first - 1)
+        )
+        return np.where(first == 0, 1.0, np.minimum(border(over, high, low) + 1, high))
 
 
-def border(over: Callable[[Any, Any], Any], most: Any) -> Any:
-    """The largest whole number from 1 to `most` for which `over` is at most 0; 1 where none is.
+def border(over: Callable[[Any, Any], Any], most: Any, least: Any = 1.0) -> Any:
+    """The largest whole number from `least` to `most` for which `over` is at most 0, else `least`.
 
     over(batch, at): how far a batch is over the limit, which grows with it; for an array `most`
     that of the places `at`, of which each has as many batches as there are blocks in `batch`.
     """
     if is_array(most):
-        return _arrays(over, np.maximum(1.0, np.floor(most)))
-    low, high = 1.0, max(1.0, float(floor(most)))
+        most = np.maximum(1.0, np.floor(most))
+        return _arrays(over, most, np.broadcast_to(least, most.shape))
+    low, high = least, max(1.0, float(floor(most)))
     at_high = over(high, None)
     if at_high <= 0:
         return high
@@ -92,13 +107,13 @@ def border(over: Callable[[Any, Any], Any], most: Any) -> Any:
     return ends[0]
 
 
-def _arrays(over: Callable[[Any, Any], Any], most: Any) -> Any:
+def _arrays(over: Callable[[Any, Any], Any], most: Any, least: Any) -> Any:
     every = np.arange(most.size)
-    both = over(np.concatenate([np.ones(most.size), most]), every)
+    both = over(np.concatenate([least, most]), every)
     at_low, at_high = both[: most.size], both[most.size :]
-    found = np.where(at_high <= 0, most, 1.0)
+    found = np.where(at_high <= 0, most, least)
     at = np.flatnonzero((at_low <= 0) & (at_high > 0))
-    ends = np.ones(at.size), most[at], at_low[at], at_high[at]
+    ends = least[at], most[at], at_low[at], at_high[at]
     for _ in range(_ROUNDS):
         wide = ends[1] - ends[0] > 1
         found[at] = ends[0]

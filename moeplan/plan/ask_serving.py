@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moeplan.cluster.hardware import Cluster, gpu
@@ -144,7 +144,8 @@ def ask_serving(question: ServingQuestion) -> Answer:
             gpus = int(found.columns["gpus"][pool.instance.row])
             cluster = machine(question.machine, gpus)
             layout = found.layout(pool.instance.row)
-            out.append(serving_answer(question.spec, layout, cluster, plan.job))
+            job = replace(plan.job, batch=pool.batch, tpot=None)  # as the row's own command has it
+            out.append(serving_answer(question.spec, layout, cluster, job))
         return out
 
     def chosen(number: int) -> Chosen:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeplan.parallel.batches import border
+from moeplan.parallel.batches import border, least_carrying
 
 CURVES = st.tuples(
     st.floats(0.01, 10), st.floats(0.2, 3), st.floats(0, 1e4), st.integers(1, 400)
@@ -54,3 +54,18 @@ def test_steps_in_a_curve_do_not_stop_it():
     for most in (1, 2, 3, 1000, 10**6):
         found = border(lambda batch, at: float(batch // 128) - 3, float(most))
         assert found == min(most, 511)
+
+
+def test_the_least_batch_that_carries_is_before_a_dip():
+    """Output rises to 100 at a batch of 50, dips, and comes back: 50 is enough for 99."""
+
+    def step(batch, at):
+        output = np.where(batch <= 50, 2 * batch, np.where(batch < 400, 60 + batch / 10, batch / 2))
+        return batch / output
+
+    for rate, least in ((99, 50), (10, 5), (100.5, 400), (1, 1)):
+        found = least_carrying(
+            step, np.array([1000.0, 1000.0]), rate=np.full(2, float(rate)), prefill=0.0,
+            gpus=np.ones(2), output=1,
+        )  # fmt: skip
+        assert found.tolist() == [least, least]

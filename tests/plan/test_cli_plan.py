@@ -353,3 +353,13 @@ def test_nothing_says_what_would(run, arguments, expected):
 )
 def test_a_mistake_is_one_sentence(run, arguments, expected):
     assert expected in said(run("plan", *arguments))
+
+
+def test_a_rows_explanation_is_of_the_row():
+    """The batch at the load and its TPOT, of each pool."""
+    found = tree(*QUICK, "--explain")
+    pools, picked = found["best"][0]["pools"], found["picked"]
+    assert len(pools) == len(picked)
+    for pool, answer in zip(pools, picked, strict=True):
+        assert answer["batch"] == pool["batch"]
+        assert answer["tpot"] == pytest.approx(pool["tpot"])
