@@ -121,11 +121,14 @@ class Network:
     def of(cls, cluster: Cluster, collectives: Collectives | None = None) -> Network:
         """The network of a cluster: measured bandwidths where it has them.
 
-        Raises `UserError` where more than one domain is asked for and no NIC is known.
+        Raises `UserError` where more than one domain is asked for and no NIC is known, and for
+        several GPUs without a link.
         """
         up = _first(cluster.scale_up_effective, cluster.scale_up_bandwidth)
         out = _first(cluster.scale_out_effective, cluster.scale_out_bandwidth)
         many = cluster.gpus.value > cluster.domain_size.value
+        if up is None and cluster.gpus.value == 1:
+            up = cluster.gpu.memory_bandwidth  # one GPU: what it sends itself never counts
         if up is None:
             raise UserError(f"{cluster.id}: no bandwidth between its GPUs is on file")
         if out is None and many:

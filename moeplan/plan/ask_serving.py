@@ -9,6 +9,7 @@ from typing import Any
 
 from moeplan.cluster.hardware import Cluster, gpu
 from moeplan.cluster.layout import Layout
+from moeplan.errors import UserError
 from moeplan.model.spec import ModelSpec
 from moeplan.parallel import ServingJob
 from moeplan.plan.ask import Answer
@@ -61,11 +62,24 @@ class ServingQuestion:
         """Sizes of instances that are searched, and what was left out."""
         return sizes_of(gpu(self.machine), self.sizes, self.largest, LARGEST)
 
+    def __post_init__(self) -> None:
+        """Nothing can be sent between GPUs whose link is not known: no cache either."""
+        device = gpu(self.machine)
+        if device.scale_up_bandwidth is not None:
+            return
+        if "aggregated" not in self.modes:
+            raise UserError(
+                f"--mode disaggregated: no bandwidth between GPUs of {device.id} is on file, over "
+                "which a cache would be sent"
+            )
+        object.__setattr__(self, "modes", ("aggregated",))
+
     def cluster(self) -> Cluster:
         """A machine of the largest instance that may be."""
         device = gpu(self.machine)
-        domain = domain_of(device)
-        return machine(self.machine, -(-self.instances().most // domain) * domain)
+        domain, most = domain_of(device), self.instances().most
+        alone = device.scale_up_bandwidth is None
+        return machine(self.machine, 1 if alone else -(-most // domain) * domain)
 
     def search(self) -> ServingFound:
         """The search itself."""

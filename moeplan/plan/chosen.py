@@ -109,6 +109,8 @@ class Chosen:
         found = self.machine()
         domain = int(found.domain_size.value)
         most = max(int(layout.values["world"]) for layout in self.layouts)
+        if self.pooled and most == 1 and found.scale_up_bandwidth is None:
+            domain = 1  # nothing is known that joins them, and nothing needs it
         if not self.pooled or found.scale_out_bandwidth is not None or most > domain:
             return found
         return replace(found, gpus=Quantity.given(domain, "", "gpus", found.gpus.source))

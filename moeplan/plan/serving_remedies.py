@@ -53,7 +53,7 @@ class Outcome:
 
     def said(self) -> str:
         """What it would do, where it carries the requests within their limits."""
-        return f"{self.option} would do: {option_of(self.found, self.found.options[0])}"
+        return f"{self.option} would do, such as {option_of(self.found, self.found.options[0])}"
 
 
 Tried = tuple[str, Callable[[], ServingFound]]

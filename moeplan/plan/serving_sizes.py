@@ -32,6 +32,8 @@ def sizes_of(device: Gpu, asked: Sequence[int] | None, largest: int | None, usua
     `UserError` for a size that is no machine, and where none of those asked for can be searched.
     """
     domain = domain_of(device)
+    if device.scale_up_bandwidth is None:
+        return _alone(device, asked)
     if asked is None:
         return _up_to(device, domain, largest, usual)
     if bad := [n for n in asked if n > domain and n % domain]:
@@ -58,6 +60,17 @@ def _up_to(device: Gpu, domain: int, largest: int | None, usual: int) -> Sizes:
         return Sizes(tuple(instance_sizes(domain, most)))
     note = f"instances of at most {gpus_of(domain)}: {within_domain(device)}"
     return Sizes(tuple(instance_sizes(domain, domain)), (note,))
+
+
+def _alone(device: Gpu, asked: Sequence[int] | None) -> Sizes:
+    """One GPU, where nothing is known that would join several."""
+    why = f"no bandwidth between GPUs of {device.id} is on file"
+    if asked is not None and 1 not in asked:
+        raise UserError(
+            f"--instance {','.join(map(str, asked))}: {why}, so that an instance has one GPU; a "
+            "larger one needs scale_up_bandwidth in a TOML file of the GPU"
+        )
+    return Sizes((1,), (f"instances of one GPU: {why}",))
 
 
 def within_domain(device: Gpu) -> str:

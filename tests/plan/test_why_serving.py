@@ -70,7 +70,7 @@ def test_every_remedy_that_is_named_does(arguments, expected):
     """With the option in place, the search finds at most as many GPUs as were said."""
     named = set()
     for line in said(*arguments):
-        if found := re.match(r"(--\w+) (\S+) would do: ([\d,]+) GPU", line):
+        if found := re.match(r"(--\w+) (\S+) would do, such as ([\d,]+) GPU", line):
             option, value, gpus = found.groups()
             named.add(option)
             best = tree(*changed(arguments, option, value))["best"]
@@ -251,3 +251,32 @@ def test_the_answer_says_which_engines_express_it(run):
     for engine in ("vllm", "sglang"):
         with pytest.raises(UserError, match="do not fill 2 hosts"):
             export(engine, three)
+
+
+BARE = """
+[bare]
+vendor = "NVIDIA"
+memory_bytes = "80 GiB"
+memory_bandwidth = "3.35 TB/s"
+peak = { bf16 = "989 TFLOP/s" }
+"""
+
+
+def test_a_gpu_without_a_link_serves_alone(tmp_path):
+    """Only memory and rates are given: instances of one GPU, as many as it takes, and a plan."""
+    (tmp_path / "bare.toml").write_text(BARE, encoding="utf-8")
+    device, plan = str(tmp_path / "bare.toml"), tmp_path / "plan.toml"
+    ask = ("plan", "serve", "qwen3-4b", "--gpu", device, "--rps", "50", "--tpot", "20ms",
+           "--no-sensitivity")  # fmt: skip
+    found = tree(*ask, "--save", str(plan))
+    assert found["space"]["sizes"] == [1]
+    assert found["space"]["modes"] == ["aggregated"]
+    assert found["best"][0]["gpus"] > 1
+    assert Chosen.load(plan).place().gpus.value == 1
+    for more, text in (
+        (("--instance", "2"), "--instance 2: no bandwidth between GPUs of bare"),
+        (("--mode", "disaggregated"), "--mode disaggregated: no bandwidth between GPUs"),
+    ):
+        refused = CliRunner().invoke(app, [*ask, *more]).exception
+        assert isinstance(refused, UserError)
+        assert text in str(refused)
