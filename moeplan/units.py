@@ -20,6 +20,7 @@ __all__ = [
     "fmt_bytes",
     "fmt_count",
     "fmt_flops",
+    "fmt_gib",
     "fmt_money",
     "fmt_rate",
     "fmt_time",
@@ -179,6 +180,11 @@ def fmt_bytes(value: float, *, binary: bool = False) -> str:
     if binary:
         return _write(value, _BINARY, "B", base=1024)
     return _write(value, _DECIMAL, "B")
+
+
+def fmt_gib(size: float, digits: int = 1) -> str:
+    """Bytes in GiB, without the unit, which a column or a sentence has."""
+    return f"{size / 2**30:,.{digits}f}"
 
 
 def fmt_count(value: float, *, full: bool = False) -> str:

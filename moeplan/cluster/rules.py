@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from moeplan.arrays import np
 from moeplan.cluster.layout import NUMBERS, Layout, Schedule, quiet
 from moeplan.errors import UserError
 from moeplan.quantity import Number, evaluate
 
-__all__ = ["Rule", "broken_rules", "check", "legal", "rules"]
+__all__ = ["Rule", "broken_count", "broken_rules", "check", "legal", "rules"]
 
 
 class Rule(NamedTuple):
@@ -157,6 +158,13 @@ def legal(layout: Layout, found: Iterable[Rule], **facts: Number) -> Any:
         for rule in found:
             out = out & evaluate(rule.holds, values)
     return out
+
+
+def broken_count(layout: Layout, found: Iterable[Rule], **facts: Number) -> Any:
+    """How many rules each layout of arrays breaks."""
+    values = {**layout.values, **facts}
+    with quiet(layout.is_many):
+        return sum(1 - np.asarray(evaluate(rule.holds, values), np.int64) for rule in found)
 
 
 def broken_rules(layout: Layout, found: Iterable[Rule], **facts: Number) -> list[str]:

@@ -76,7 +76,8 @@ def _points(found: ServingFound, modes: Sequence[str]) -> Iterator[tuple[Any, ..
             step = plan.step_seconds(layout, float(batch))
             for place, mode in enumerate(modes):
                 one = _Batch(found, number, mode, batch, at, step)
-                for columns in one.columns():
+                columns = one.columns()
+                if columns is not None:
                     yield (*columns, np.full(columns[0].size, place))
             batch *= 2
 
@@ -92,8 +93,10 @@ class _Batch:
     at: Any
     step: Any
 
-    def columns(self) -> Iterator[tuple[Any, ...]]:
-        """TPOT, output tokens/s/GPU, TTFT, row, batch, job, and the row that prefills or -1."""
+    def columns(self) -> tuple[Any, ...] | None:
+        """TPOT (s), output tokens/s/GPU, TTFT (s), row, batch, job, and the row that prefills or
+        -1; None where none prefills in time.
+        """
         answer, job = self.found.answers[self.mode, self.job], self.found.jobs[self.job]
         gpus, output = self.found.columns["gpus"][self.at], plain(job.output)
         decode = {"tpot": self.step, "fits": True,
@@ -103,7 +106,7 @@ class _Batch:
         if self.mode == "disaggregated":
             found = _prefill(self.found, self.job, answer)
             if found is None:
-                return
+                return None
             first, sent = found, self.found.transfers[self.job][found]
             here |= disaggregate({n: x[first] for n, x in answer.items()}, here, job, sent)
         else:
@@ -117,7 +120,7 @@ class _Batch:
         one = np.ones(self.at.size)
         columns = (here["tpot"], here["output_tokens_per_second_per_gpu"], here["ttft"] * one,
                    self.at, self.batch * one, self.job * one, first * one)  # fmt: skip
-        yield tuple(column[good] for column in columns)
+        return tuple(column[good] for column in columns)
 
 
 def _prefill(found: ServingFound, number: int, a: Mapping[str, Any]) -> int | None:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from moeplan.cluster.hardware import Cluster, cluster, gpu
+from moeplan.cluster.hardware import Cluster, Gpu, cluster, gpu
 from moeplan.cluster.layout import Layout, Order, Overlap, Recompute, Schedule
 from moeplan.errors import UserError, near_miss
 from moeplan.plan.space import PINNED, Space
+from moeplan.quantity import plain
 from moeplan.units import parse
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "listed",
     "machine",
     "machine_counts",
+    "memory_of",
     "numbers",
     "pins",
     "requests_of",
@@ -109,6 +111,12 @@ def _unknown(name: str, word: str, allowed: Sequence[str]) -> None:
         f"--{name}: {word!r} is not known, it is one of {', '.join(allowed)}"
         f"{near_miss(word, allowed)}"
     )
+
+
+def memory_of(device: Gpu) -> float:
+    """Bytes that a GPU has, as the driver reports them where that is known."""
+    found = device.memory_bytes if device.memory_reported is None else device.memory_reported
+    return float(plain(found))
 
 
 def gpus_of(count: int) -> str:

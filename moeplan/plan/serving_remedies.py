@@ -28,7 +28,6 @@ __all__ = [
     "formats",
     "larger",
     "least",
-    "memory_of",
     "modes",
     "other_gpus",
     "outcomes",
@@ -133,12 +132,6 @@ def larger(question: ServingQuestion, found: ServingFound) -> Iterator[Tried]:
 def _sized(question: ServingQuestion, gpus: int) -> Callable[[], ServingFound]:
     whole = -(-gpus // domain_of(gpu(question.machine))) * domain_of(gpu(question.machine))
     return lambda: question.under(machine(question.machine, whole), question.jobs, (gpus,), 1)
-
-
-def memory_of(device: Gpu) -> float:
-    """Bytes that a GPU has, as the driver reports them where that is known."""
-    found = device.memory_bytes if device.memory_reported is None else device.memory_reported
-    return float(plain(found))
 
 
 def other_gpus(

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moeplan.arrays import np
-from moeplan.cluster.hardware import Gpu
 from moeplan.cluster.hardware import gpus as all_gpus
-from moeplan.cluster.layout import Layout, quiet
-from moeplan.cluster.rules import broken_rules
+from moeplan.cluster.layout import Layout
+from moeplan.cluster.rules import broken_count, broken_rules
 from moeplan.errors import UserError
 from moeplan.plan.grid import Grid, domain_of
-from moeplan.plan.options import gpus_of
+from moeplan.plan.options import gpus_of, memory_of
 from moeplan.plan.training import Found, default_batch
 from moeplan.quantity import evaluate, plain
 
@@ -53,11 +52,8 @@ def _nearest(found: Found) -> str:
         usual = (2,) if kinds.schedule == "interleaved" else (1,)
         for vpp in grid.space.pins.get("vpp", usual):
             given = {"vpp": vpp, "batch": grid.batch, "zero": int(grid.zero.flat[0])}
-            symbols = {**kinds.at({**grid.columns, **given}).values, **facts}
-            broken = np.zeros(grid.size)
-            with quiet(True):
-                for rule in plan.rules(kinds):
-                    broken += np.logical_not(evaluate(rule.holds, symbols))
+            many = kinds.at({**grid.columns, **given})
+            broken = np.broadcast_to(broken_count(many, plan.rules(kinds), **facts), grid.size)
             at = int(broken.argmin())
             if broken[at] < fewest:
                 row = {name: int(column[at]) for name, column in grid.columns.items()}
@@ -117,10 +113,10 @@ def what_would(found: Found, question: Question) -> list[str]:
     needed = found.tally.least[0]
     larger = [
         g for g in all_gpus()
-        if _memory(g) >= needed
+        if memory_of(g) >= needed
     ]  # fmt: skip
     if larger:
-        names = [f"{g.id} ({_memory(g) / 2**30:.0f} GiB)"
+        names = [f"{g.id} ({memory_of(g) / 2**30:.0f} GiB)"
                  for g in sorted(larger, key=lambda g: plain(g.memory_bytes))[:3]]  # fmt: skip
         out.append(f"that layout fits on {', '.join(names)}")
     gpus = found.grid.gpus
@@ -136,12 +132,6 @@ def what_would(found: Found, question: Question) -> list[str]:
             out.append(f"{gpus_of(gpus)} would do: {more.tally.fit:,} layouts fit")
             break
     return out or ["no number of GPUs that was tried would do"]
-
-
-def _memory(device: Gpu) -> float:
-    """Bytes that a GPU has, as the driver reports them where that is known."""
-    found = device.memory_bytes if device.memory_reported is None else device.memory_reported
-    return float(plain(found))
 
 
 def _text(layout: Layout) -> str:

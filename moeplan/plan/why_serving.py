@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moeplan.arrays import np
 from moeplan.cluster.hardware import Gpu
 from moeplan.parallel import ServingPlan
-from moeplan.plan.options import gpus_of, requests_of
+from moeplan.plan.options import gpus_of, memory_of, requests_of
 from moeplan.plan.serving import ServingFound
 from moeplan.plan.serving_carried import MOST, carried
 from moeplan.plan.serving_remedies import (
@@ -24,7 +24,6 @@ from moeplan.plan.serving_remedies import (
     formats,
     larger,
     least,
-    memory_of,
     modes,
     other_gpus,
     outcomes,
@@ -33,7 +32,7 @@ from moeplan.plan.serving_remedies import (
 from moeplan.plan.serving_words import Spot, option_of
 from moeplan.plan.why_serving_illegal import why_no_instance
 from moeplan.quantity import plain
-from moeplan.units import fmt_time
+from moeplan.units import fmt_gib, fmt_time
 
 if TYPE_CHECKING:
     from moeplan.plan.ask_serving import ServingQuestion
@@ -73,11 +72,11 @@ def _too_much(question: ServingQuestion, found: ServingFound) -> list[str]:
     has = memory_of(found.cluster.gpu)
     what = f"a sequence of {tokens:,} tokens is" if fixed <= has else "the weights are"
     said = [
-        f"NOTHING FITS: {what} {_gib(at.figure - has)} GiB too much for the {_gib(has)} GiB of a "
-        f"GPU on the instance that needs least, {at.said(found)}",
-        f"a GPU of it holds {_gib(a['memory_weights'][at.row])} GiB of weights, "
-        f"{_gib(a['memory_overhead'][at.row])} GiB of overheads and {_gib(at.figure - fixed)} GiB "
-        f"of cache of one sequence of {tokens:,} tokens",
+        f"NOTHING FITS: {what} {fmt_gib(at.figure - has)} GiB too much for the {fmt_gib(has)} GiB "
+        f"of a GPU on the instance that needs least, {at.said(found)}",
+        f"a GPU of it holds {fmt_gib(a['memory_weights'][at.row])} GiB of weights, "
+        f"{fmt_gib(a['memory_overhead'][at.row])} GiB of overheads and "
+        f"{fmt_gib(at.figure - fixed)} GiB of cache of one sequence of {tokens:,} tokens",
     ]
     longest = plain(question.spec.max_context)
     if fixed <= has:
@@ -228,7 +227,3 @@ def _down(rate: float) -> float:
 
 def _bandwidth(device: Gpu) -> float:
     return float(plain(device.memory_bandwidth))
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.1f}"

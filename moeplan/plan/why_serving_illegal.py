@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moeplan.arrays import np
-from moeplan.cluster.layout import Layout, quiet
-from moeplan.cluster.rules import broken_rules, legal
+from moeplan.cluster.layout import Layout
+from moeplan.cluster.rules import broken_count, broken_rules, legal
 from moeplan.parallel import ServingPlan
 from moeplan.plan.options import gpus_of
 from moeplan.plan.serving import DEGREES, ServingFound, grid
@@ -38,13 +38,8 @@ def why_no_instance(question: ServingQuestion, found: ServingFound) -> list[str]
 def _nearest(found: ServingFound, plan: ServingPlan) -> str:
     """The instance that breaks the fewest rules, the smallest of them, and what it breaks."""
     many = Layout(**{name: found.columns[name] for name in DEGREES}, sp=False)
-    symbols = {**many.values, **plan.facts(found.columns["gpus"])}
-    broken = np.zeros(found.columns["gpus"].size)
     rules = plan.rules(many)
-    with quiet(True):
-        for rule in rules:
-            broken += np.logical_not(evaluate(rule.holds, symbols))
-    row = int(broken.argmin())
+    row = int(broken_count(many, rules, **plan.facts(found.columns["gpus"])).argmin())
     gpus, layout = int(found.columns["gpus"][row]), found.layout(row)
     said = broken_rules(layout, rules, **plan.facts(gpus))
     return f"the nearest to legal, {gpus_of(gpus)} with {degrees_of(layout)}: {'; '.join(said)}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moeplan.report.tables import Column, Table
-from moeplan.units import fmt_bytes, fmt_time
+from moeplan.units import fmt_bytes, fmt_gib, fmt_time
 
 __all__ = ["WORD", "Answer", "capacity", "gib", "listed", "ops_alone", "with_band"]
 
@@ -18,7 +18,7 @@ Answer = Mapping[str, Any]
 
 def gib(size: float) -> str:
     """Bytes in GiB, without the unit."""
-    return f"{size / 2**30:,.2f}"
+    return fmt_gib(size, 2)
 
 
 def capacity(a: Answer) -> str:

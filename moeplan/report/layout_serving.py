@@ -7,7 +7,7 @@ from typing import Any
 
 from moeplan.report.layout_parts import Answer, capacity, gib, listed, ops_alone, with_band
 from moeplan.report.tables import Table
-from moeplan.units import fmt_money, fmt_rate, fmt_time
+from moeplan.units import fmt_gib, fmt_money, fmt_rate, fmt_time
 
 __all__ = ["exchange_limit", "instance_table", "latency_table", "pool_table", "throughput_table"]
 
@@ -40,7 +40,7 @@ def instance_table(a: Answer) -> Table:
 
 
 def _fine(size: float) -> str:
-    return f"{size / 2**30:,.4f} GiB"
+    return f"{fmt_gib(size, 4)} GiB"
 
 
 def _in_gib(size: float) -> str:

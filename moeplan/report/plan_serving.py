@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from moeplan.arrays import np
 from moeplan.calc import value
 from moeplan.parallel import SERVING_BINDS, ServingJob
 from moeplan.plan.ask_serving import ServingQuestion
@@ -13,6 +12,7 @@ from moeplan.plan.bands import serving_pools
 from moeplan.plan.front_serving import FrontPoint
 from moeplan.plan.serving import DEGREES, Option, Pool, ServingFound
 from moeplan.plan.serving_changes import ServingChange
+from moeplan.plan.serving_words import degrees_of
 from moeplan.quantity import plain
 from moeplan.report.layout_answer import assumed, bare_tree, price_of
 
@@ -62,7 +62,7 @@ def serving_plan_answer(
         out["sensitivity"] = [_change(c, found.options[0]) for c in changes]
         out["assumptions"] = _assumptions(found)
     else:
-        out["nothing"] = _nothing(found)
+        out["nothing"] = {"counts": found.counts}
     out["front"] = [_point(found, p) for p in front]
     return bare_tree(out)
 
@@ -141,7 +141,7 @@ def _pool(
         "instances": pool.count,
         "gpus": pool.gpus,
         "instance_gpus": gpus,
-        "layout": _text(layout),
+        "layout": degrees_of(layout),
         **{name: int(plain(getattr(layout, name))) for name in DEGREES},
         **_formats(own, found),
         **numbers,
@@ -150,7 +150,7 @@ def _pool(
         "largest_batch": float(answer["batch"][row]),
         "binds": SERVING_BINDS[int(answer["binds"][row])],
         "command": question.command(layout, gpus, own, option.mode, pool.batch),
-        "alike": [_text(found.layout(other.row)) for other in pool.alike],
+        "alike": [degrees_of(found.layout(other.row)) for other in pool.alike],
     }
 
 
@@ -168,11 +168,6 @@ def _carries(
 
 def _formats(job: ServingJob, found: ServingFound) -> dict[str, Any]:
     return {"weights": job.weights, "cache": job.cache, "draft": plain(job.draft)}
-
-
-def _text(layout: Any) -> str:
-    found = [(name, int(plain(getattr(layout, name)))) for name in DEGREES]
-    return " ".join(f"{name}={n}" for name, n in found if n != 1) or "one GPU"
 
 
 def _space(found: ServingFound, question: ServingQuestion) -> dict[str, Any]:
@@ -193,7 +188,7 @@ def _change(change: ServingChange, best: Option) -> dict[str, Any]:
         return {"change": change.name, "gpus": None}
     option = change.found.options[0]
     pools = [
-        {"instances": p.count, "layout": _text(change.found.layout(p.instance.row))}
+        {"instances": p.count, "layout": degrees_of(change.found.layout(p.instance.row))}
         for p in option.pools
     ]
     return {
@@ -211,31 +206,11 @@ def _point(found: ServingFound, p: FrontPoint) -> dict[str, Any]:
     return {
         "tpot": p.tpot, "tokens_per_second_per_user": 1 / p.tpot,
         "output_tokens_per_second_per_gpu": p.rate, "ttft": p.ttft, "batch": p.batch,
-        "mode": p.mode, "layout": _text(p.layout), "gpus": p.gpus,
-        "prefill": None if p.prefill is None else _text(p.prefill),
+        "mode": p.mode, "layout": degrees_of(p.layout), "gpus": p.gpus,
+        "prefill": None if p.prefill is None else degrees_of(p.prefill),
         **_formats(found.jobs[p.job], found),
         "meets": found.demand.tpot is None or p.tpot <= found.demand.tpot,
     }  # fmt: skip
-
-
-def _nothing(found: ServingFound) -> dict[str, Any]:
-    """What comes nearest: least memory, least TTFT and TPOT of the layouts that fit."""
-    out: dict[str, Any] = {"counts": found.counts, "fewest_gpus": None}
-    for (mode, _), a in found.answers.items():
-        if "memory_weights" not in a:
-            continue
-        need = a["memory_weights"] + a["memory_overhead"] + a["memory_cache_per_sequence"]
-        if a["legal"].any():
-            row = int(np.nanargmin(need))
-            if need[row] < out.get("least_memory", np.inf):
-                out |= {"least_memory": float(need[row]), "layout": _text(found.layout(row)),
-                        "size": int(found.columns["gpus"][row])}  # fmt: skip
-        for name in ("ttft", "tpot"):
-            if a["fits"].any():
-                best = float(np.nanmin(np.where(a["fits"], a[name], np.nan)))
-                out[f"least_{name}"] = min(best, out.get(f"least_{name}", np.inf))
-                out.setdefault("modes", []).append(mode)
-    return out
 
 
 def _assumptions(found: ServingFound) -> list[dict[str, Any]]:

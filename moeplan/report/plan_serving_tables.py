@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -10,7 +11,7 @@ from moeplan.plan.options import gpus_of, requests_of
 from moeplan.report.layout_tables import assumption_table
 from moeplan.report.plan_tables import of_ops_alone, within
 from moeplan.report.tables import Column, Table
-from moeplan.units import fmt_count, fmt_time
+from moeplan.units import fmt_count, fmt_gib, fmt_time
 
 __all__ = ["decodes", "serving_plan_tables"]
 
@@ -35,7 +36,7 @@ def _head(a: Answer) -> Table:
         f"{requests_of(want['requests_per_second'])} of {fmt_count(want['input'])} input tokens"
         f"{cached} and {fmt_count(want['output'])} output tokens"
         + (f"; {', '.join(limits)}" if limits else ""),
-        f"{space['combinations']:,} combinations; "
+        f"{space['combinations']:,} combination{'' if space['combinations'] == 1 else 's'}; "
         + "; ".join(
             f"{mode}: {c['legal']:,} legal, all evaluated, {c['fit']:,} fit, {c['meet']:,} in time"
             for mode, c in space["counts"].items()
@@ -155,13 +156,14 @@ def _pools(a: Answer) -> Table:
     decodes = [p["role"] != "prefill" for p in pools]
     prefills = [p["role"] != "decode" for p in pools]
     every = [True] * len(pools)
+    fine = partial(fmt_gib, digits=3)
     rows: list[tuple[str, str, Any, Sequence[bool]]] = [
         ("instances", "instances", "{:,}".format, every),
         ("GPUs of each", "instance_gpus", "{:,}".format, every),
         ("layout", "layout", str, every),
-        ("weights, GiB", "memory_weights", _gib, every),
-        ("overhead, GiB", "memory_overhead", _gib, every),
-        ("cache of a sequence, GiB", "memory_cache_per_sequence", _fine_gib, every),
+        ("weights, GiB", "memory_weights", fmt_gib, every),
+        ("overhead, GiB", "memory_overhead", fmt_gib, every),
+        ("cache of a sequence, GiB", "memory_cache_per_sequence", fine, every),
         ("batch at the load", "batch", "{:,.0f}".format, decodes),
         ("largest batch in time", "largest_batch", "{:,.0f}".format, decodes),
         ("largest batch that fits", "max_batch", "{:,.0f}".format, decodes),
@@ -181,14 +183,6 @@ def _pools(a: Answer) -> Table:
             table.values.append((label, *("" if x is None else x / unit if unit > 1 else x
                                           for x in picked)))  # fmt: skip
     return table
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.1f}"
-
-
-def _fine_gib(size: float) -> str:
-    return f"{size / 2**30:,.3f}"
 
 
 def _changes(a: Answer) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 
 from moeplan.report.layout_tables import STEP, assumption_table
 from moeplan.report.tables import Column, Table
-from moeplan.units import fmt_count, fmt_money, fmt_time
+from moeplan.units import fmt_count, fmt_gib, fmt_money, fmt_time
 
 __all__ = ["plan_tables", "size_table"]
 
@@ -64,10 +64,6 @@ def _varied(a: Answer) -> list[str]:
     return [*found, *(["overlap"] if overlaps else [])]
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.1f}"
-
-
 def _days(seconds: float) -> str:
     days = seconds / 86400
     return f"{days:,.1f}" if days >= 1 else f"{days:.2g}"
@@ -90,7 +86,7 @@ def _head(a: Answer) -> Table:
         f"({fmt_count(a['batch'] * job['sequence'])} a step), {job['precision']}, "
         f"{job['optimizer']}",
         f"{space['combinations']:,} combinations, {space['legal']:,} of them legal, all "
-        f"evaluated; {space['fit']:,} fit in {_gib(machine['memory'])} GiB",
+        f"evaluated; {space['fit']:,} fit in {fmt_gib(machine['memory'])} GiB",
     ]
     if a["best"]:
         best = a["best"][0]
@@ -152,10 +148,10 @@ def _nothing(a: Answer) -> list[str]:
     found = a["nothing"]
     if not found["legal"]:
         return ["NOTHING IS LEGAL: " + "; ".join(found["why"])]
-    need, cap = _gib(found["least_memory"]), _gib(a["cluster"]["memory"])
+    need, cap = fmt_gib(found["least_memory"]), fmt_gib(a["cluster"]["memory"])
     return [
         f"NOTHING FITS: the layout that needs least takes {need} GiB of {cap} GiB, "
-        f"{_gib(found['missing'])} GiB too much",
+        f"{fmt_gib(found['missing'])} GiB too much",
         f"it is {degrees(found)}, {kind(found)}",
         *found.get("would", []),
     ]
@@ -182,7 +178,7 @@ def _best(a: Answer) -> Table:
         if entry["alike"]:
             layout += f" (+{len(entry['alike'])} alike)"
         count = [f"{entry['gpus']:,}"] if sized else []
-        cells = [f"{number}", *count, layout, _gib(entry["memory"]), fmt_time(entry["step"])]
+        cells = [f"{number}", *count, layout, fmt_gib(entry["memory"]), fmt_time(entry["step"])]
         bare = [number, *([entry["gpus"]] if sized else []), entry["layout"],
                 entry["memory"] / 2**30, entry["step"]]  # fmt: skip
         if billed:
@@ -237,7 +233,7 @@ def _parts(a: Answer) -> Table:
         f"bounds: {fmt_time(best['step_lower'])} (all ops at the fast end of their bands, every "
         f"message under compute) to {fmt_time(best['step_upper'])} (at the slow end, none under "
         "compute)",
-        f"memory: {_gib(best['memory_free'])} GiB free",
+        f"memory: {fmt_gib(best['memory_free'])} GiB free",
     ]
     hidden = best["dp_seconds"] - best["parts"]["dp"]
     if hidden > _WORTH_SAYING * best["step"]:
@@ -323,7 +319,7 @@ def _front(a: Answer) -> Table:
     varied = _varied(a)
     for i, entry in enumerate(points):
         word = kind(entry, varied)
-        size = _gib(entry["memory"]) + ("" if entry["fits"] else "*")
+        size = fmt_gib(entry["memory"]) + ("" if entry["fits"] else "*")
         if i in shown or len(points) <= _FRONT_ROWS:
             table.rows.append((size, fmt_time(entry["step"]), degrees(entry), word))
         table.values.append((entry["memory"] / 2**30, entry["step"], entry["layout"], word))
